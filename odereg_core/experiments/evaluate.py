@@ -1,0 +1,122 @@
+"""One evaluation for all methods: a tidy table, a line a pair, with its provenance beside it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from odereg_core import metrics
+from odereg_core.cohort import Cohort
+from odereg_core.errors import InputError
+from odereg_core.experiments.methods import METHODS
+from odereg_core.files import atomic, provenance, write_json
+from odereg_core.pairs import Pair, PairKey, pair_keys, simulate
+from odereg_core.warp import warp
+
+COLUMNS = [
+    "task", "subject", "moving", "fixed", "method", "dice", "rmse_x", "rmse_phi_mm",
+    "rmse_phi_grid_mm", "seconds", "nfe", "folding", "start_mm",
+]  # fmt: skip
+
+
+def score(pair: Pair, displacement: torch.Tensor) -> dict[str, float | None]:
+    """The measures of section 3.1 for one registered pair, and the fraction of folded voxels."""
+    grid, brain = pair.grid, pair.brain
+    warped = warp(pair.moving, displacement, grid)
+    dice = None
+    if pair.moving_tumour is not None and pair.true_tumour is not None:
+        carried = warp(pair.moving_tumour.float(), displacement, grid, mode="nearest") > 0.5
+        dice = float(metrics.dice(carried, pair.true_tumour))
+    return {
+        "dice": dice,
+        "rmse_x": float(metrics.rmse(warped, pair.true_image, brain)),
+        "rmse_phi_mm": float(metrics.rmse_phi(displacement, pair.displacement, brain)),
+        "rmse_phi_grid_mm": float(metrics.rmse_phi(displacement, pair.displacement)),
+        "folding": float(metrics.folding(displacement, grid, brain)),
+        "start_mm": float(
+            metrics.rmse_phi(torch.zeros_like(displacement), pair.displacement, brain)
+        ),
+    }
+
+
+@torch.no_grad()
+def evaluate(
+    method: str,
+    task: str,
+    cohort: Cohort,
+    models: Path,
+    *,
+    count: int = 0,
+    seed: int = 7,
+    device: str = "cpu",
+    split: str = "test",
+    keys: list[PairKey] | None = None,
+) -> pd.DataFrame:
+    """Run one method on a task's pairs (a sample of `count`, 0 for all) and score each.
+
+    The time is from the images in the device's memory to the warped image there, batch 1, after one
+    call that does not count.
+    """
+    if method not in METHODS or task not in METHODS[method].tasks:
+        known = ", ".join(f"{k} ({', '.join(m.tasks)})" for k, m in METHODS.items())
+        raise InputError(f"no method '{method}' for the task '{task}'; there are: {known}")
+    register = METHODS[method].load(models, device)
+    keys = keys or pair_keys(cohort.names(split), cohort.contrasts, task, count, seed)
+    rows, subject, warm = [], None, False
+
+    def timed(pair: Pair) -> tuple[float, object]:
+        _wait(device)
+        start = time.perf_counter()
+        outcome = register(pair.moving, pair.fixed, pair.grid)
+        warp(pair.moving, outcome.displacement.to(pair.moving), pair.grid)
+        _wait(device)
+        return time.perf_counter() - start, outcome
+
+    for key in tqdm(keys, desc=f"{METHODS[method].name} ({task})", unit="pair", mininterval=2.0):
+        if subject is None or subject.name != key.subject:
+            subject = cohort.load(key.subject)
+        pair = simulate(cohort, subject, key, seed).to(device)
+        if not warm:
+            timed(pair)
+            warm = True
+        seconds, outcome = timed(pair)
+        scores = score(pair, outcome.displacement.to(pair.moving))
+        named = {**key.__dict__, "method": method, "seconds": seconds, "nfe": outcome.nfe}
+        rows.append(named | scores)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def write_results(table: pd.DataFrame, path: Path, **facts: object) -> None:
+    """The table as CSV and, beside it, where its numbers come from as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    write_json(path.with_suffix(".json"), {**facts, **provenance()})
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """A table written by `write_results`. Raises InputError where it is missing or not such a table."""
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable results table ({error})") from None
+    if missing := [c for c in COLUMNS if c not in table.columns]:
+        raise InputError(f"{path}: not a results table, it lacks the column '{missing[0]}'")
+    return table
+
+
+def merge(folder: Path) -> pd.DataFrame:
+    """All tables `<task>/<method>.csv` below a results folder as one."""
+    paths = sorted(folder.glob("*/*.csv"))
+    if not paths:
+        raise InputError(f"{folder}: holds no results (<task>/<method>.csv)")
+    return pd.concat([read_results(path) for path in paths], ignore_index=True)

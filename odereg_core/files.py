@@ -1,0 +1,117 @@
+"""Files that are either whole or not there, and where numbers come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from odereg_core import __version__
+from odereg_core.errors import InputError
+
+LIBRARIES = ("torch", "torchdiffeq", "numpy", "scipy", "nibabel", "monai", "antspyx")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A name beside `path`, with its suffixes, to write to; it becomes `path` if all goes well.
+
+    Raises InputError where the folder cannot be written to or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """A JSON file, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises InputError where it is missing or holds none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """A safetensors file, whole or not at all."""
+    with atomic(path) as temporary:
+        save_file(dict(tensors), temporary, dict(metadata or {}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, on the CPU, and metadata. Raises InputError where the file is missing or damaged."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree this package runs from, if it runs from one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def device_name(device: str) -> str:
+    """The device as a reader knows it: the GPU's product name, or the processor's kind."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def provenance(device: str = "cpu") -> dict[str, Any]:
+    """What a number depends on besides its settings. No dates: the same run writes the same bytes."""
+    return {
+        "odereg_core": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "device": device_name(device),
+    }

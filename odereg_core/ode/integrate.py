@@ -1,0 +1,148 @@
+"""One initial value problem, its gradient by one of three adjoints, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint, odeint_adjoint
+
+from odereg_core.ode.aca import Checkpointed
+from odereg_core.ode.solver import Solver
+
+State = Tensor | tuple[Tensor, ...]
+Adjoint = Literal["aca", "backprop", "adjoint"]
+
+
+class SolverError(RuntimeError):
+    """A solve that would not end, or left the finite numbers."""
+
+
+@dataclass
+class Solution:
+    """theta at t1, and the work it took.
+
+    `times` and `states`, where asked for, hold every accepted step's start, then the end.
+    """
+
+    theta: State
+    nfe: int
+    accepted: int
+    rejected: int
+    times: list[float] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+
+
+class Recorder(nn.Module):
+    """f with fixed further arguments, its evaluations counted and its steps watched."""
+
+    def __init__(self, f: Callable[..., State], args: tuple, budget: int, keep: bool, label: str):
+        super().__init__()
+        self.f, self.args, self.budget, self.keep, self.label = f, args, budget, keep, label
+        self.nfe = self.accepted = self.rejected = 0
+        self.steps: list[tuple[float, float, State]] = []
+
+    def forward(self, t: Tensor, theta: State) -> State:
+        self.nfe += 1
+        if self.nfe > self.budget:
+            raise SolverError(
+                f"{self.label}: more than {self.budget} evaluations at t = {t.item():.4g} "
+                f"after {self.accepted} accepted and {self.rejected} rejected steps"
+            )
+        return self.f(t, theta, *self.args)
+
+    def record(self, t: Tensor, theta: State, dt: Tensor) -> None:
+        self.accepted += 1
+        if self.keep:
+            self.steps.append((float(t), float(dt), _detached(theta)))
+
+    def reject(self, t: Tensor, theta: State, dt: Tensor) -> None:
+        self.rejected += 1
+
+
+def _detached(theta: State) -> State:
+    return tuple(p.detach() for p in theta) if isinstance(theta, tuple) else theta.detach()
+
+
+def integrate(
+    f: Callable[..., State],
+    theta0: State,
+    t0: float,
+    t1: float,
+    *,
+    solver: Solver | str,
+    adjoint: Adjoint = "aca",
+    args: tuple = (),
+    params: Iterable[Tensor] | None = None,
+    trajectory: bool = False,
+    budget: int = 1000,
+    label: str = "solve",
+) -> Solution:
+    """Solve d theta/dt = f(t, theta, *args) from theta0 at t0 to t1.
+
+    `solver`: `F(dt)`, `A(eps)` or another method of torchdiffeq (see `Solver.parse`).
+    `adjoint`: how gradients are computed. `aca`, the adaptive checkpoint adjoint of Zhuang et
+    al. [33], keeps the accepted states and replays one step at a time; `backprop` keeps the graph of
+    every step, rejected ones too; `adjoint` solves the adjoint ODE backwards (Chen et al. [10]).
+
+    Gradients reach theta0, the tensors of `args` (the images), and `params`: by default the
+    parameters of f where it is a module. Tensors that f closes over in another way must be
+    named in `params`.
+
+    Raises SolverError, naming `label`, time and step, where the step underflows, f is evaluated more than
+    `budget` times, or theta is no longer finite.
+    """
+    solver = Solver.parse(solver)
+    if params is None:
+        params = f.parameters() if isinstance(f, nn.Module) else ()
+    params = tuple(p for p in params if p.requires_grad)
+    checkpoint = adjoint == "aca" and torch.is_grad_enabled()
+    recorder = Recorder(f, args, budget, trajectory or checkpoint, label)
+    # A fixed grid has no other callback than the start of a step, and accepts all of them.
+    if solver.adaptive:
+        recorder.callback_accept_step = recorder.record
+        recorder.callback_reject_step = recorder.reject
+    else:
+        recorder.callback_step = recorder.record
+
+    first = theta0 if isinstance(theta0, tuple) else (theta0,)
+    times = torch.tensor([t0, t1], dtype=torch.float64, device=first[0].device)
+    if not solver.adaptive:
+        times = times.to(first[0].dtype)
+
+    def solve(function: Callable[..., State] = odeint, **more: object) -> tuple[Tensor, ...]:
+        try:
+            path = function(recorder, theta0, times, **solver.arguments(t0, t1), **more)
+        except AssertionError as error:
+            where = recorder.steps[-1][0] if recorder.steps else t0
+            raise SolverError(
+                f"{label}: {error} after {recorder.accepted} accepted steps, last from t = {where:.4g}"
+            ) from error
+        return tuple(p[-1] for p in (path if isinstance(path, tuple) else (path,)))
+
+    if checkpoint:
+        with torch.no_grad():
+            end = solve()
+        end = Checkpointed.attach(recorder, solver, end, first, args, params)
+    elif adjoint == "adjoint" and torch.is_grad_enabled():
+        tensors = tuple(a for a in args if isinstance(a, Tensor) and a.requires_grad)
+        options = {k: v for k, v in solver.arguments(t0, t1)["options"].items() if k != "norm"}
+        if solver.adaptive:  # steps are chosen for theta and its adjoint, not for the weights' integral
+            options["norm"] = "seminorm"
+        end = solve(odeint_adjoint, adjoint_params=params + tensors, adjoint_options=options)
+    elif adjoint in ("backprop", "aca", "adjoint"):
+        end = solve()
+    else:
+        raise ValueError(f"adjoint is one of aca, backprop, adjoint, not {adjoint!r}")
+
+    if not all(torch.isfinite(p).all() for p in end):
+        raise SolverError(f"{label}: theta is not finite after {recorder.accepted} steps to t = {t1:.4g}")
+    theta = end if isinstance(theta0, tuple) else end[0]
+    solution = Solution(theta, recorder.nfe, recorder.accepted, recorder.rejected)
+    if trajectory:
+        solution.times = [t for t, _, _ in recorder.steps] + [t1]
+        solution.states = [state for _, _, state in recorder.steps] + [_detached(theta)]
+    return solution

@@ -1,0 +1,156 @@
+"""Profiles: one YAML file says everything a run depends on.
+
+`smoke` is for CI, `demo` for a laptop, `paper` for BraTS 2020 and a GPU; a file of one's own may
+start `extends: demo` and name only what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from odereg_core.errors import InputError
+from odereg_core.grid import Grid
+from odereg_core.ode import Solver
+
+HERE = Path(__file__).parent
+BUILT_IN = tuple(sorted(path.stem for path in HERE.glob("*.yaml")))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GridSection(_Section):
+    """The working grid: voxels, and their size in mm."""
+
+    shape: tuple[int, int, int]
+    spacing: float = Field(gt=0)
+
+
+class CohortSection(_Section):
+    """The embedded cohort: subjects, voxel size in mm, seed."""
+
+    subjects: int = Field(ge=3)
+    spacing: float = Field(gt=0)
+    seed: int = Field(ge=0)
+
+
+class SplitSection(_Section):
+    """Subjects held out for validation and for test; the rest train."""
+
+    val: int = Field(ge=1)
+    test: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+
+class Stage(_Section):
+    """One stage of training: the coarsest `scales` scales, all trained together."""
+
+    scales: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    decay: float = Field(0.05, ge=0, le=1)
+    """The last learning rate over the first, down a half cosine; 1 keeps it constant."""
+    solvers: tuple[str, ...] | None = None
+
+
+class Augmentation(_Section):
+    """What one image may look like twice: see `odereg_core.train.augment`."""
+
+    contrast: float = Field(1.0, ge=0, le=1)
+    bias: float = Field(0.3, ge=0)
+    noise: float = Field(0.03, ge=0)
+    blur: float = Field(0.5, ge=0, le=1)
+    erode: float = Field(0.5, ge=0, le=1)
+
+
+class ModelSection(_Section):
+    """One MS-ODENet and its training."""
+
+    solvers: tuple[str, ...]
+    time: float = Field(3.0, gt=0)
+    adjoint: Literal["aca", "backprop", "adjoint"] = "aca"
+    network: dict[str, int] = {}
+    seed: int = 0
+    stages: tuple[Stage, ...]
+    augment: Augmentation = Augmentation()
+    precision: Literal["float32", "bf16"] = "float32"
+    validate_every: int = Field(200, ge=1)
+    validation_pairs: int = Field(24, ge=1)
+
+    @field_validator("solvers")
+    @classmethod
+    def _solvers_parse(cls, solvers: tuple[str, ...]) -> tuple[str, ...]:
+        for solver in solvers:
+            Solver.parse(solver)
+        return solvers
+
+
+class EvaluationSection(_Section):
+    """The test pairs: `pairs` of them by default (0: all), their motions drawn from `seed`."""
+
+    pairs: int = Field(ge=0)
+    seed: int = Field(ge=0)
+
+
+class Profile(_Section):
+    """A run: data, models, evaluation."""
+
+    name: str
+    grid: GridSection
+    cohort: CohortSection | None = None
+    split: SplitSection
+    weights: Literal["shipped", "train"]
+    models: dict[str, ModelSection]
+    evaluation: EvaluationSection
+
+    @cached_property
+    def working_grid(self) -> Grid:
+        """The grid all images are brought to."""
+        return Grid(self.grid.shape, (self.grid.spacing,) * 3)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such profile; built in: {', '.join(BUILT_IN)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a profile is a mapping of keys, this is a {type(data).__name__}")
+    if (parent := data.pop("extends", None)) is None:
+        return data
+    beside = path.parent / f"{parent}.yaml"
+    return _merged(_read(HERE / f"{parent}.yaml" if parent in BUILT_IN else beside), data)
+
+
+def load_profile(name: str | Path) -> Profile:
+    """The built-in profile of that name, or a profile from a YAML file.
+
+    Raises InputError, naming file and key, for a missing file, an unknown key or a wrong type.
+    """
+    path = HERE / f"{name}.yaml" if str(name) in BUILT_IN else Path(name)
+    try:
+        return Profile(**_read(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: key '{where}': {first['msg'].lower()}") from None
+    except TypeError:
+        raise InputError(f"{path}: the keys of a profile are words") from None

@@ -1,0 +1,78 @@
+"""What makes one image look like two: contrast, bias, blur, noise and mask edge, drawn at random.
+
+L_self registers an image to a perturbed copy of itself (section 2.1). Drawn anew for both copies,
+these changes let it teach registration *across* contrasts and scanners without a true motion: the
+random intensity map turns CSF bright and white matter dark as often as not.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from odereg_core.profiles import Augmentation
+
+Volume = Float[Tensor, "b 1 x y z"]
+
+
+def uniform(shape: tuple[int, ...], low: float, high: float, like: Tensor, rng: torch.Generator) -> Tensor:
+    """U(low, high), drawn on the CPU so that every device sees the same."""
+    return (torch.rand(shape, generator=rng) * (high - low) + low).to(like.device)
+
+
+def smooth_noise(image: Volume, cells: int, rng: torch.Generator) -> Volume:
+    """Standard normal values on cells^3 points, trilinear in between."""
+    coarse = torch.randn((len(image), 1, cells, cells, cells), generator=rng).to(image.device)
+    return F.interpolate(coarse, size=image.shape[2:], mode="trilinear", align_corners=True)
+
+
+def random_contrast(image: Volume, rng: torch.Generator, knots: int = 7) -> Volume:
+    """A random piecewise-linear map of intensities, one an image; the background stays zero."""
+    table = uniform((len(image), knots), 0.05, 1.0, image, rng)
+    table = table / table.amax(1, keepdim=True)
+    place = image.flatten(1).clamp(0, 1) * (knots - 1)
+    low = place.floor().clamp(max=knots - 2).long()
+    a, b = table.gather(1, low), table.gather(1, low + 1)
+    mapped = torch.lerp(a, b, place - low).view_as(image)
+    return torch.where(image > 0, mapped, 0.0)
+
+
+def random_edge(image: Volume, rng: torch.Generator) -> Volume:
+    """The brain mask moved in or out of the brain by a smooth random amount, as strippers differ."""
+    inside = (image > 0).to(image.dtype)
+    softened = F.avg_pool3d(F.pad(inside, (1,) * 6), 3, stride=1)
+    level = uniform((len(image), 1, 1, 1, 1), 0.35, 0.75, image, rng)
+    return image * (softened + 0.15 * smooth_noise(image, 6, rng) > level)
+
+
+def random_blur(image: Volume, rng: torch.Generator) -> Volume:
+    """Thick slices: an average over three voxels along one random axis of each image."""
+    axis = torch.randint(0, 3, (len(image), 1, 1, 1, 1), generator=rng).to(image.device)
+    strength = uniform((len(image), 1, 1, 1, 1), 0.0, 1.0, image, rng)
+    result = image
+    for a in range(3):
+        size = [1, 1, 1]
+        size[a] = 3
+        padding = [s // 2 for s in size]
+        blurred = F.avg_pool3d(image, size, stride=1, padding=padding)
+        result = torch.where(axis == a, torch.lerp(image, blurred, strength), result)
+    return result
+
+
+def augment(image: Volume, settings: Augmentation, rng: torch.Generator) -> Volume:
+    """A batch of images in [0, 1], each as another scanner might have seen it."""
+
+    def some(chance: float, changed: Tensor, unchanged: Tensor) -> Tensor:
+        chosen = uniform((len(image), 1, 1, 1, 1), 0.0, 1.0, image, rng) < chance
+        return torch.where(chosen, changed, unchanged)
+
+    image = some(settings.contrast, random_contrast(image, rng), image)
+    image = some(settings.blur, random_blur(image, rng), image)
+    image = some(settings.erode, random_edge(image, rng), image)
+    inside = image > 0
+    field = (settings.bias * smooth_noise(image, 4, rng)).exp()
+    sigma = uniform((len(image), 1, 1, 1, 1), 0.0, settings.noise, image, rng)
+    noise = torch.randn(image.shape, generator=rng).to(image.device) * sigma
+    return ((image * field + noise) * inside).clamp(0, 1)

@@ -1,0 +1,139 @@
+"""What every training shares: steps that resume to the bit, a log, a bar, the best weights kept."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from odereg_core.files import atomic, load_tensors, save_tensors
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one step: a function of seed and step alone, so a resumed run needs no state."""
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
+class Log:
+    """A CSV of one line a validation; rows past the step resumed from are dropped."""
+
+    def __init__(self, path: Path, resume_step: int):
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        if resume_step and path.exists():
+            with path.open(newline="") as file:
+                rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if row["step"] <= resume_step]
+
+    def add(self, **row: float) -> None:
+        self.rows.append(row)
+        with atomic(self.path) as temporary, Path(temporary).open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+class Checkpoint:
+    """Weights, Adam's moments, best weights and the step, in one safetensors file."""
+
+    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Adam):
+        self.path, self.model, self.optimizer = path, model, optimizer
+        self.step, self.best_score, self.seconds = 0, float("inf"), 0.0
+        self.best: dict[str, torch.Tensor] = {}
+
+    def keep_best(self, score: float) -> bool:
+        """Keep the present weights if their score is the lowest so far (a new stage starts over)."""
+        better = score < self.best_score
+        if better:
+            self.best_score = score
+            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        return better
+
+    def save(self) -> None:
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        names = {p: name for name, p in self.model.named_parameters()}
+        for parameter, state in self.optimizer.state.items():
+            for key, value in state.items():
+                tensors[f"adam.{names[parameter]}.{key}"] = value
+        save_tensors(
+            self.path,
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            {
+                "step": str(self.step),
+                "best_score": repr(self.best_score),
+                "seconds": repr(self.seconds),
+            },
+        )
+
+    def load(self) -> None:
+        """Go on from the file if there is one. Raises InputError where it is damaged."""
+        if not self.path.exists():
+            return
+        tensors, metadata = load_tensors(self.path)
+        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "adam": {}}
+        for name, value in tensors.items():
+            part, rest = name.split(".", 1)
+            parts[part][rest] = value
+        self.model.load_state_dict(parts["model"])
+        device = next(self.model.parameters()).device
+        self.best = {k: v.to(device) for k, v in parts["best"].items()}
+        for name, parameter in self.model.named_parameters():
+            state = {
+                key: parts["adam"][f"{name}.{key}"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{name}.{key}" in parts["adam"]
+            }
+            if state:
+                moments = {k: v if k == "step" else v.to(device) for k, v in state.items()}
+                self.optimizer.state[parameter] = moments
+        self.step = int(metadata["step"])
+        self.best_score = float(metadata["best_score"])
+        self.seconds = float(metadata["seconds"])
+
+
+def run(
+    checkpoint: Checkpoint,
+    log: Log,
+    total: int,
+    step: Callable[[int], dict[str, float]],
+    validate: Callable[[], dict[str, float]],
+    every: int,
+    ends: tuple[int, ...] = (),
+    title: str = "training",
+) -> None:
+    """Take steps up to `total`; validate and save every `every` steps and at the steps in `ends`.
+
+    `validate` returns its numbers, of which `rmse_phi_mm` is the score. At a step in `ends` a stage is over: the best weights become the
+    present ones and the best score starts over.
+    """
+    started = time.monotonic() - checkpoint.seconds
+    sums: dict[str, float] = {}
+    count = 0
+    with tqdm(total=total, initial=checkpoint.step, desc=title, unit="step", mininterval=2.0) as bar:
+        while checkpoint.step < total:
+            for key, value in step(checkpoint.step).items():
+                sums[key] = sums.get(key, 0.0) + value
+            count += 1
+            checkpoint.step += 1
+            bar.update()
+            over = checkpoint.step in ends or checkpoint.step == total
+            if checkpoint.step % every and not over:
+                continue
+            means = {key: value / count for key, value in sums.items()}
+            sums, count = {}, 0
+            numbers = validate()
+            checkpoint.keep_best(numbers["rmse_phi_mm"])
+            checkpoint.seconds = time.monotonic() - started
+            log.add(step=checkpoint.step, seconds=checkpoint.seconds, **means, **numbers)
+            bar.set_postfix({k: f"{v:.3g}" for k, v in (means | numbers).items()})
+            if over:
+                checkpoint.model.load_state_dict(checkpoint.best)
+                if checkpoint.step < total:
+                    checkpoint.best_score = float("inf")
+            checkpoint.save()

@@ -1,0 +1,11 @@
+"""Parameterisations of the map phi_theta. A new one is a new file and one line here."""
+
+from odereg_core.transforms.base import Transform
+from odereg_core.transforms.bspline import BSpline
+from odereg_core.transforms.compose import compose, invert
+from odereg_core.transforms.dense import Dense
+from odereg_core.transforms.rigid import Rigid
+
+TRANSFORMS = {transform.name: transform for transform in (Rigid, BSpline, Dense)}
+
+__all__ = ["TRANSFORMS", "BSpline", "Dense", "Rigid", "Transform", "compose", "invert"]

@@ -1,0 +1,37 @@
+"""Composition and inversion of maps given by their displacements."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from odereg_core.grid import Grid
+from odereg_core.transforms.base import Transform
+from odereg_core.warp import sample, voxels
+
+
+def compose(
+    outer: Transform, theta: Tensor, inner: Float[Tensor, "b 3 x y z"], grid: Grid
+) -> Float[Tensor, "b 3 x y z"]:
+    """u of phi_outer∘phi_inner, in mm: the image is then resampled once, never twice.
+
+    The hybrid motion is `compose(Rigid(), theta_R, u_D, grid)`: x(phi_R(phi_D(p))).
+    """
+    points = grid.points(inner.device, inner.dtype)
+    return outer.map(theta, points + inner, grid) - points
+
+
+def invert(
+    displacement: Float[Tensor, "b 3 x y z"], grid: Grid, iterations: int = 50
+) -> Float[Tensor, "b 3 x y z"]:
+    """The inverse field by the fixed-point iteration v <- -u(q + v) (Chen et al. 2008), in mm.
+
+    Converges where u is a contraction (no folding, moderate gradients); what lies outside the
+    grid takes the edge's displacement. The error is `displacement` composed with the result,
+    less zero: check it where it matters.
+    """
+    points = grid.points(displacement.device, displacement.dtype)
+    inverse = -displacement
+    for _ in range(iterations):
+        inverse = -sample(displacement, voxels(points + inverse, grid), outside="edge")
+    return inverse

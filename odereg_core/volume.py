@@ -1,0 +1,207 @@
+"""NIfTI volumes as they come: read, checked, and brought to a grid and a range."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+import torch
+from jaxtyping import Float
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from numpy.typing import NDArray
+from scipy.ndimage import center_of_mass, gaussian_filter, label, map_coordinates
+from skimage.filters import threshold_otsu
+from torch import Tensor
+
+from odereg_core.errors import InputError
+from odereg_core.files import atomic
+from odereg_core.grid import Grid
+
+Affine = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scalar volume with axes closest to RAS+, and how to put it back as the file had it.
+
+    `data` (X, Y, Z) float32; `affine` maps its voxel indices to RAS world mm, obliqueness and all;
+    `orientation` is nibabel's, from the file's own axes to these.
+    """
+
+    data: NDArray[np.float32]
+    affine: Affine
+    orientation: NDArray[np.float64]
+    path: str = ""
+
+    @classmethod
+    def load(cls, path: Path | str) -> Volume:
+        """Read a NIfTI file of any orientation, spacing, size and number type.
+
+        Raises InputError, naming the file and the fault, for what is not a usable 3-D scan.
+        """
+        image = _open(path)
+        shape = image.shape
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 3:
+            raise InputError(f"{path}: a 3-D volume is needed, this one has the shape {image.shape}")
+        if min(shape) < 4:
+            raise InputError(f"{path}: too small to register, its shape is {shape}")
+        kind = image.get_data_dtype()
+        if kind.names or not np.issubdtype(kind, np.number) or np.issubdtype(kind, np.complexfloating):
+            raise InputError(f"{path}: a scalar volume is needed, its voxels are {kind}")
+        affine = np.asarray(image.affine, np.float64)
+        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+            raise InputError(f"{path}: its affine is singular, so voxels have no place in the world")
+        try:
+            data = np.asarray(image.dataobj, np.float32).reshape(shape)
+        except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
+            raise InputError(f"{path}: its voxels cannot be read, it may be cut off ({error})") from None
+        if not np.isfinite(data).all():
+            count = int((~np.isfinite(data)).sum())
+            raise InputError(f"{path}: {count} voxels are not finite (NaN or infinite)")
+        orientation = io_orientation(affine)
+        canonical = affine @ inv_ornt_aff(orientation, shape)
+        return cls(apply_orientation(data, orientation), canonical, orientation, str(path))
+
+    def checked(self) -> Volume:
+        """The same volume, as an image to register. Raises InputError where it is constant."""
+        if self.data.min() == self.data.max():
+            raise InputError(f"{self.path}: every voxel is {self.data.flat[0]:g}, nothing to register")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.data.shape  # type: ignore[return-value]
+
+    @property
+    def spacing(self) -> NDArray[np.float64]:
+        """Voxel sizes in mm."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """The centre of the field of view, RAS world mm."""
+        return self.affine[:3, :3] @ ((np.array(self.shape) - 1) / 2) + self.affine[:3, 3]
+
+    def world(self) -> NDArray[np.float64]:
+        """RAS world mm of every voxel centre, (3, X, Y, Z)."""
+        index = np.indices(self.shape, dtype=np.float64)
+        return np.tensordot(self.affine[:3, :3], index, 1) + self.affine[:3, 3].reshape(3, 1, 1, 1)
+
+    def index(self, world: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Continuous voxel indices of points in RAS world mm, (3, ...)."""
+        back = np.linalg.inv(self.affine)
+        return np.tensordot(back[:3, :3], world, 1) + back[:3, 3].reshape(3, *[1] * (world.ndim - 1))
+
+    def with_data(self, data: NDArray) -> Volume:
+        """Other voxels in the same place."""
+        return Volume(np.asarray(data), self.affine, self.orientation, self.path)
+
+    def same_grid(self, other: Volume) -> bool:
+        """Whether both have the same voxels in the same places, to a thousandth of a mm."""
+        return self.shape == other.shape and np.allclose(self.affine, other.affine, atol=1e-3)
+
+    def native(self) -> tuple[NDArray, Affine]:
+        """Voxels and affine in the file's own axis order; trailing axes of `data` go along."""
+        # nibabel's orientation goes from the file to RAS; its inverse is the permutation turned round.
+        back = np.empty_like(self.orientation)
+        for axis, (target, flip) in enumerate(self.orientation):
+            back[int(target)] = axis, flip
+        data = apply_orientation(self.data, back)
+        return data, self.affine @ inv_ornt_aff(back, self.shape)
+
+    def save(self, path: Path | str) -> None:
+        """Write NIfTI in the axis order the volume was read in, on exactly its grid."""
+        data, affine = self.native()
+        save_nifti(path, data, affine)
+
+
+def save_nifti(
+    path: Path | str, data: NDArray, affine: Affine, intent: Literal["none", "vector"] = "none"
+) -> None:
+    """A NIfTI file with sform and qform, whole or not at all."""
+    image = nib.Nifti1Image(data, affine)
+    image.header.set_xyzt_units("mm")
+    image.header.set_intent(intent)
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    with atomic(Path(path)) as temporary:
+        nib.save(image, temporary)
+
+
+def _open(path: Path | str) -> nib.Nifti1Image:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: there is no such file")
+    try:
+        image = nib.load(path)
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error, OverflowError) as error:
+        raise InputError(f"{path}: not a readable NIfTI file ({str(error).splitlines()[0]})") from None
+    if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
+        raise InputError(f"{path}: not a NIfTI file but {type(image).__name__}")
+    return image
+
+
+def foreground(volume: Volume) -> NDArray[np.bool_]:
+    """The head: what is not zero where a stripper left zeros, else Otsu's largest component."""
+    data = volume.data
+    background = np.median(np.concatenate([data[[0, -1]].ravel(), data[:, :, [0, -1]].ravel()]))
+    if background == 0 and (data == 0).mean() > 0.2:
+        return data != 0
+    # Log intensities: a bright fat rim must not raise the threshold above the brain.
+    positive = np.log1p(np.clip(data - data.min(), 0, None))
+    mask = positive > threshold_otsu(positive)
+    parts, count = label(mask)
+    if count > 1:
+        sizes = np.bincount(parts.ravel())
+        mask = parts == 1 + int(sizes[1:].argmax())
+    return mask
+
+
+def normalise(data: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Intensities in [0, 1]: the foreground's 99.5th percentile becomes 1, the background 0.
+
+    MR intensities have no unit. A scan with negative values is shifted so that the foreground's
+    0.1th percentile is 0.
+    """
+    values = data[mask]
+    low = float(np.percentile(values, 0.1)) if values.min() < 0 else 0.0
+    high = float(np.percentile(values, 99.5))
+    scaled = np.clip((data - low) / max(high - low, 1e-6), 1e-3, 1)
+    return np.where(mask, scaled, 0).astype(np.float32)
+
+
+def centre_of_mass(volume: Volume, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The centre of the foreground, RAS world mm."""
+    return volume.affine[:3, :3] @ np.array(center_of_mass(mask)) + volume.affine[:3, 3]
+
+
+def resample(
+    volume: Volume,
+    grid: Grid,
+    centre: NDArray[np.float64],
+    mode: Literal["linear", "nearest"] = "linear",
+) -> Float[Tensor, "1 1 x y z"]:
+    """The volume on `grid`, its axes along RAS and its centre at `centre` (world mm); zero outside.
+
+    Linear sampling of a finer volume is smoothed first, by the Gaussian that its voxels lack to the
+    grid's, so that small structures average rather than alias.
+    """
+    points = grid.points(dtype=torch.float64)[0].numpy() + np.reshape(centre, (3, 1, 1, 1))
+    index = volume.index(points)
+    data = volume.data
+    if mode == "linear":
+        # Both axes lie close to RAS, so an axis of the volume is compared with the grid's own.
+        missing = np.maximum(0, np.array(grid.spacing) ** 2 - volume.spacing**2)
+        sigma = 0.42 * np.sqrt(missing) / volume.spacing
+        if sigma.max() > 0.1:
+            data = gaussian_filter(data, sigma)
+    index = np.where(np.abs(index - np.rint(index)) < 1e-4, np.rint(index), index)
+    order = 1 if mode == "linear" else 0
+    result = map_coordinates(data, index, order=order, mode="grid-constant", cval=0.0)
+    return torch.from_numpy(np.ascontiguousarray(result, dtype=np.float32))[None, None]
