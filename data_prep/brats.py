@@ -3,33 +3,47 @@
     python -m data_prep.brats FOLDER OUT --profile demo
 
 Checks every subject and reports all faults at once; normalises intensities, brings volumes to the
-profile's grid, and splits by subject. Only subjects with a tumour mask can be test subjects (BraTS
-2020 has masks for its 369 training subjects, none for the 125 of its validation set).
+profile's grid, and splits by subject. A run that was cut short goes on where it stopped, and a
+subject whose files have changed since is prepared anew. Only subjects with a tumour mask can be
+test subjects (BraTS 2020 has masks for its 369 training subjects, none for the 125 of its
+validation set).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from joblib import Parallel, delayed
+from nibabel.orientations import ornt2axcodes
 from tqdm import tqdm
 
-from odereg_core.cohort import CONTRASTS, INDEX, Cohort, Subject, write_index, write_subject
+from odereg_core.cohort import (
+    CONTRASTS,
+    INDEX,
+    Cohort,
+    Subject,
+    subject_source,
+    write_index,
+    write_subject,
+)
 from odereg_core.errors import InputError
+from odereg_core.files import read_json
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
 from odereg_core.volume import Volume, normalise, resample
 
-MISNAMED = {"BraTS20_Training_355": "W39_1998.09.19_Segm.nii"}
+MISNAMED = {"BraTS20_Training_355": "W39_1998.09.19_Segm"}
 """BraTS 2020 itself names this mask otherwise."""
+VERSION = 1
+"""To be raised when the same files come to give other tensors: older ones are then made anew."""
 LABELS = {0, 1, 2, 4}
 
 
@@ -47,66 +61,98 @@ def _file(folder: Path, stem: str) -> Path | None:
 
 
 def find(root: Path) -> tuple[list[Found], list[str]]:
-    """Subjects right below `root`, or below its folders (MICCAI_BraTS2020_TrainingData, ...); faults.
+    """Subjects right below `root` or its folders (MICCAI_BraTS2020_TrainingData, ...), and faults.
 
     A folder is a subject's if it holds a file `<its name>_<contrast>.nii[.gz]`.
     """
     if not root.is_dir():
         raise InputError(f"{root}: there is no such folder")
-    candidates = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    below = [q for p in candidates for q in sorted(p.iterdir()) if q.is_dir()]
-    subjects, faults = [], []
-    for folder in candidates + below:
-        images = {c: p for c in CONTRASTS if (p := _file(folder, f"{folder.name}_{c}"))}
+    subjects: dict[str, tuple[Path, Found]] = {}
+    faults: list[str] = []
+
+    def visit(folder: Path) -> bool:
+        name = folder.name
+        images = {c: p for c in CONTRASTS if (p := _file(folder, f"{name}_{c}"))}
         if not images:
-            continue
-        faults += [
-            f"{folder.name}: the contrast {c} is missing ({folder / f'{folder.name}_{c}.nii.gz'})"
-            for c in CONTRASTS
-            if c not in images
-        ]
-        mask = _file(folder, f"{folder.name}_seg")
-        other = folder / MISNAMED.get(folder.name, "")
-        if mask is None and other.is_file():
-            mask = other
-        subjects.append(Found(folder.name, images, mask))
+            if any(folder.glob("*.nii")) or any(folder.glob("*.nii.gz")):
+                faults.append(f"{name}: no file in {folder} is named {name}_<contrast>.nii.gz")
+            return False
+        if name in subjects:
+            faults.append(f"{name}: found twice, in {subjects[name][0]} and in {folder}")
+            return True
+        for contrast in CONTRASTS:
+            if contrast not in images:
+                missing = folder / f"{name}_{contrast}.nii.gz"
+                faults.append(f"{name}: the contrast {contrast} is missing ({missing})")
+        mask = _file(folder, f"{name}_seg")
+        if mask is None and name in MISNAMED:
+            mask = _file(folder, MISNAMED[name])
+        subjects[name] = folder, Found(name, images, mask)
+        return True
+
+    for folder in _folders(root):
+        if not visit(folder):
+            for inner in _folders(folder):
+                visit(inner)
     if not subjects:
         raise InputError(f"{root}: no subject folders in BraTS's layout (<name>/<name>_t1.nii.gz)")
-    return sorted(subjects, key=lambda s: s.name), faults
+    return [found for _, (_, found) in sorted(subjects.items())], faults
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
 
 
 def check(subject: Found) -> list[str]:
-    """What is wrong with one subject, a sentence each: grids and orientations from the headers, the mask whole."""
-    faults, first = [], None
-    files = [*subject.images.values(), *([subject.mask] if subject.mask else [])]
-    for path in files:
+    """What is wrong with one subject, a sentence each; every file is read to its end."""
+    faults: list[str] = []
+    first: Volume | None = None
+
+    def fault(text: str) -> None:
+        faults.append(f"{subject.name}: {text}")
+
+    for path in [*subject.images.values(), subject.mask]:
+        if path is None:
+            continue
         try:
-            if path == subject.mask:
-                volume = Volume.load(path)
-                shape, affine = volume.shape, nib.load(path).affine
-                values = set(np.unique(volume.data).tolist())
-                if values == {0}:
-                    faults.append(f"{subject.name}: the tumour mask is empty ({path})")
-                elif not values <= LABELS:
-                    odd = sorted(values - LABELS)[0]
-                    faults.append(f"{subject.name}: the tumour mask holds the label {odd:g} ({path})")
-            else:
-                image = nib.load(path)
-                shape, affine = image.shape, image.affine
+            volume = Volume.load(path)
+            if path != subject.mask:
+                volume.checked()
         except InputError as error:
-            faults.append(f"{subject.name}: {error}")
+            fault(str(error))
             continue
-        except Exception as error:  # noqa: BLE001 - nibabel raises many kinds for a broken header
-            faults.append(f"{subject.name}: {path}: not a readable NIfTI file ({error})")
-            continue
-        if first is None:
-            first = (path, shape, affine)
-        elif nib.aff2axcodes(affine) != nib.aff2axcodes(first[2]):
-            ours, theirs = ("".join(nib.aff2axcodes(a)) for a in (affine, first[2]))
-            faults.append(f"{subject.name}: {path} is oriented {ours}, {first[0].name} {theirs}")
-        elif shape != first[1] or not np.allclose(affine, first[2], atol=1e-3):
-            faults.append(f"{subject.name}: {path} lies on another grid than {first[0].name}")
+        if path == subject.mask:
+            values = set(np.unique(volume.data).tolist())
+            if values == {0}:
+                fault(f"{path}: the tumour mask is empty")
+            elif not values <= LABELS:
+                fault(f"{path}: the tumour mask holds the label {min(values - LABELS):g}")
+        first = first or volume
+        ours, theirs = ("".join(ornt2axcodes(v.orientation)) for v in (volume, first))
+        if ours != theirs:
+            fault(f"{path}: oriented {ours}, but {Path(first.path).name} {theirs}")
+        elif not volume.same_grid(first):
+            fault(f"{path}: lies on another grid than {Path(first.path).name}")
     return faults
+
+
+def digest(subject: Found, grid: Grid) -> str:
+    """A hash of all that a prepared subject depends on: files, grid, this code's version."""
+    total = hashlib.sha256(f"{VERSION} {grid.shape} {grid.spacing}".encode())
+    for kind, path in [*subject.images.items(), ("seg", subject.mask)]:
+        if path is not None:
+            with path.open("rb") as file:
+                total.update(f" {kind} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    return total.hexdigest()
+
+
+def survey(subject: Found, grid: Grid, out: Path) -> tuple[str, list[str]]:
+    """A subject's digest, and its faults unless it lies prepared in `out`."""
+    try:
+        source = digest(subject, grid)
+    except OSError as error:
+        return "", [f"{subject.name}: {error.filename}: cannot be read ({error.strerror})"]
+    return source, [] if subject_source(out, subject.name) == source else check(subject)
 
 
 def grid_centre(volume: Volume, grid: Grid) -> np.ndarray:
@@ -122,10 +168,8 @@ def grid_centre(volume: Volume, grid: Grid) -> np.ndarray:
     return centre
 
 
-def prepare(subject: Found, grid: Grid, out: Path) -> None:
-    """Write one subject's file, unless it is there."""
-    if (out / f"{subject.name}.safetensors").exists():
-        return
+def prepare(subject: Found, grid: Grid, out: Path, source: str) -> None:
+    """Write one subject's file."""
     images = []
     for contrast in CONTRASTS:
         volume = Volume.load(subject.images[contrast]).checked()
@@ -140,7 +184,7 @@ def prepare(subject: Found, grid: Grid, out: Path) -> None:
     if subject.mask:
         volume = Volume.load(subject.mask)
         seg = resample(volume, grid, grid_centre(volume, grid), "nearest")[0, 0].to(torch.uint8)
-    write_subject(out, Subject(subject.name, torch.stack(images), seg))
+    write_subject(out, Subject(subject.name, torch.stack(images), seg), source)
 
 
 def split(names: list[str], with_mask: list[str], profile: Profile) -> dict[str, list[str]]:
@@ -151,8 +195,9 @@ def split(names: list[str], with_mask: list[str], profile: Profile) -> dict[str,
     wanted = profile.split
     if len(with_mask) < wanted.test or len(names) < wanted.test + wanted.val + 1:
         raise InputError(
-            f"the profile '{profile.name}' wants {wanted.test} test subjects with a mask, {wanted.val} "
-            f"for validation and at least one to train; there are {len(names)}, {len(with_mask)} with a mask"
+            f"the profile '{profile.name}' wants {wanted.test} test subjects with a mask, "
+            f"{wanted.val} for validation and at least one to train; there are {len(names)} "
+            f"subjects, {len(with_mask)} with a mask"
         )
     rng = np.random.default_rng(wanted.seed)
     test = sorted(rng.permutation(sorted(with_mask))[: wanted.test].tolist())
@@ -165,33 +210,45 @@ def split(names: list[str], with_mask: list[str], profile: Profile) -> dict[str,
 
 
 def build(root: Path, out: Path, profile: Profile, jobs: int = 1) -> Cohort:
-    """Check, prepare and split a folder. Raises InputError with every fault found; then nothing is written."""
+    """Check, prepare and split a folder.
+
+    Raises InputError with every fault found in it; then nothing is written.
+    """
     subjects, faults = find(root)
-    checks = Parallel(n_jobs=jobs, return_as="generator")(delayed(check)(s) for s in subjects)
-    for found in tqdm(checks, total=len(subjects), desc="checking", unit="subject", mininterval=2.0):
+    grid = profile.working_grid
+    if (out / INDEX).exists() and Cohort(out).grid != grid:
+        raise InputError(f"{out}: holds a cohort on another grid; remove it or name another folder")
+    calls = [delayed(survey)(subject, grid, out) for subject in subjects]
+    sources = []
+    for source, found in _progress("checking", calls, jobs):
+        sources.append(source)
         faults += found
     if faults:
         count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
         raise InputError(f"{root}: {count}, nothing written:\n  " + "\n  ".join(faults))
     names = [s.name for s in subjects]
     parts = split(names, [s.name for s in subjects if s.mask], profile)
-
-    grid = profile.working_grid
     note = root / "phantom.json"
-    source = json.loads(note.read_text()) if note.exists() else {"made_by": "BraTS 2020 layout"}
-    settings = {"source": source, "subjects": len(names), "split_seed": profile.split.seed}
-    stale = out / INDEX
-    if stale.exists():
-        before = Cohort(out)
-        if before.grid != grid or before.settings.get("source") != source:
-            raise InputError(f"{out}: holds a cohort prepared otherwise; remove it or name another folder")
-    work = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-        delayed(prepare)(subject, grid, out) for subject in subjects
-    )
-    for _ in tqdm(work, total=len(subjects), desc="preparing", unit="subject", mininterval=2.0):
+    made_by = read_json(note) if note.exists() else {"made_by": "BraTS 2020 layout"}
+
+    calls = [
+        delayed(prepare)(subject, grid, out, source)
+        for subject, source in zip(subjects, sources, strict=True)
+        if subject_source(out, subject.name) != source
+    ]
+    if calls:
+        (out / INDEX).unlink(missing_ok=True)  # until all are written this is no whole cohort
+    for _ in _progress("preparing", calls, jobs):
         pass
+    settings = {"source": made_by, "subjects": len(names), "split_seed": profile.split.seed}
     write_index(out, grid, CONTRASTS, parts, settings)
     return Cohort(out)
+
+
+def _progress(title: str, calls: list, jobs: int) -> Iterator:
+    """The calls' results in their order, with a progress bar."""
+    results = Parallel(n_jobs=jobs, return_as="generator")(calls)
+    return iter(tqdm(results, total=len(calls), desc=title, unit="subject", mininterval=2.0))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -202,11 +259,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="subjects in BraTS's layout")
     parser.add_argument("out", type=Path, help="folder for the prepared cohort")
-    parser.add_argument("--profile", default="demo", help="profile, or a profile's file (default demo)")
+    parser.add_argument("--profile", default="demo", help="a profile or its file (default demo)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     options = parser.parse_args(argv)
     try:
-        cohort = build(options.folder, options.out, load_profile(options.profile), max(1, options.jobs))
+        profile = load_profile(options.profile)
+        cohort = build(options.folder, options.out, profile, max(1, options.jobs))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -106,12 +106,15 @@ def draw_tissues(rng: Rng) -> dict[str, Tissue]:
 
 
 def draw_sequences(rng: Rng) -> dict[str, Sequence]:
-    """Clinical protocols differ: T1w and T1ce (one protocol), T2w, FLAIR."""
-    tr, te = rng.uniform(400, 700), rng.uniform(8, 17)
-    ti = rng.uniform(2000, 2400)
+    """Clinical protocols differ: T1w and T1ce as spin echo or inversion-prepared, T2w, FLAIR."""
+    if rng.uniform() < 0.5:
+        tr, te, prepare = rng.uniform(350, 600), rng.uniform(7, 14), 0.0
+    else:
+        tr, te, prepare = rng.uniform(1600, 2300), rng.uniform(2.5, 5), rng.uniform(800, 1000)
+    ti = rng.uniform(2100, 2500)
     return {
-        "t1": Sequence(tr, te),
-        "t1ce": Sequence(tr * rng.uniform(0.9, 1.1), te, agent=True),
+        "t1": Sequence(tr, te, prepare),
+        "t1ce": Sequence(tr * rng.uniform(0.9, 1.1), te, prepare, agent=True),
         "t2": Sequence(rng.uniform(3500, 6500), rng.uniform(80, 115)),
         "flair": Sequence(rng.uniform(8500, 10000), rng.uniform(95, 140), ti),
     }
@@ -297,11 +300,13 @@ def anatomy(rng: Rng, lattice: Lattice) -> Anatomy:
     parts, _ = label((halo > 0.2) | (core > 0.2))  # oedema does not jump to the other hemisphere
     halo *= parts == parts[np.unravel_index(radius.argmin(), radius.shape)]
 
-    # The atlas is an average: sharpen its tissue maps as a single brain's are, keeping their sum.
+    # The atlas is an average: sharpen its tissue maps as a single brain's are, keeping their sum,
+    # and give back the CSF that averaging filled its sulci with, more of it in an older brain.
+    csf = np.clip(csf, 0, 1) * rng.uniform(1.3, 2.6)
     wm_detail = np.clip(wm + 0.5 * detail * tissue, 0, 1)
     gm_detail = np.clip(gm + wm - wm_detail, 0, 1)
-    powers = np.stack([wm_detail, gm_detail, np.clip(csf, 0, 1)]) ** 1.6
-    healthy = powers / np.maximum(powers.sum(0), 1e-4)
+    powers = np.stack([wm_detail, gm_detail, csf]) ** 2.2
+    healthy = powers / np.maximum(powers.sum(0), 1e-6)
     outside_core = 1 - core
     oedema = halo * outside_core * 0.85
     fractions = np.concatenate(
@@ -312,16 +317,22 @@ def anatomy(rng: Rng, lattice: Lattice) -> Anatomy:
             necrosis[None],
         ]
     )
-    # Strippers leave a ragged edge.
-    ragged = gaussian_filter(brain, 1.2 / lattice.spacing) + 0.10 * lattice.field(rng, 12.0)
+    # Strippers cut through the CSF around the brain and leave a ragged edge.
+    rind = brain - 0.6 * np.clip(brain - tissue, 0, 1) * (near_surface := _shallow(brain, lattice))
+    ragged = gaussian_filter(rind, 1.2 / lattice.spacing) + 0.10 * lattice.field(rng, 12.0)
     mask = (ragged > rng.uniform(0.42, 0.62)) & (brain > 0.02)
     seg = np.zeros(lattice.shape, np.uint8)
     seg[oedema > 0.4] = OEDEMA
     seg[core > 0.5] = ENHANCING
     seg[(core > 0.5) & (necrosis > 0.5 * core)] = NECROSIS
     seg[~mask] = 0
-    surface = np.clip(csf - 0.35, 0, 1) * (lattice.field(rng, 7.0) > 1.0)
+    surface = np.clip(csf - 0.35, 0, 1) * near_surface * (lattice.field(rng, 7.0) > 1.0)
     return Anatomy(fractions.astype(np.float32), mask, seg, surface.astype(np.float32))
+
+
+def _shallow(brain: Array, lattice: Lattice) -> NDArray[np.bool_]:
+    """Within about a centimetre of the brain's surface: sulci, not ventricles."""
+    return gaussian_filter(brain, 9.0 / lattice.spacing) < 0.9
 
 
 def _soft(signed: Array, edge: float) -> Array:

@@ -6,3 +6,11 @@ try:
     __version__ = version("odereg-core")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
+
+
+def __getattr__(name: str):  # noqa: ANN202 - PEP 562: torch is loaded when it is needed
+    if name == "register":
+        from odereg_core.register import register
+
+        return register
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

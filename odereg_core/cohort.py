@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from odereg_core.errors import InputError
-from odereg_core.files import load_tensors, read_json, save_tensors, write_json
+from odereg_core.files import load_metadata, load_tensors, read_json, save_tensors, write_json
 from odereg_core.grid import Grid
 
 FORMAT = 1
@@ -42,12 +42,23 @@ class Subject:
         return (self.images > 0).any(0)
 
 
-def write_subject(folder: Path, subject: Subject) -> None:
-    """One subject's file; float16 holds [0, 1] to half of BraTS's own quantisation."""
+def write_subject(folder: Path, subject: Subject, source: str = "") -> None:
+    """One subject's file; float16 holds [0, 1] to half of BraTS's own quantisation.
+
+    `source` says what the file was made of, for `subject_source` to tell whether it still holds.
+    """
     tensors = {"images": subject.images.half().contiguous()}
     if subject.seg is not None:
         tensors["seg"] = subject.seg.contiguous()
-    save_tensors(folder / f"{subject.name}.safetensors", tensors)
+    save_tensors(folder / f"{subject.name}.safetensors", tensors, {"source": source})
+
+
+def subject_source(folder: Path, name: str) -> str | None:
+    """What a subject's file was made of; None where there is no whole file."""
+    try:
+        return load_metadata(folder / f"{name}.safetensors").get("source")
+    except InputError:
+        return None
 
 
 def write_index(
@@ -70,7 +81,7 @@ def write_index(
 
 
 class Cohort:
-    """A prepared cohort. Raises InputError where the folder holds none, or one of another format."""
+    """A prepared cohort. Raises InputError where the folder holds none, or another format's."""
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
@@ -79,7 +90,8 @@ class Cohort:
             raise InputError(f"{self.folder}: no prepared cohort here ({INDEX} is missing)")
         index = read_json(path)
         if index.get("format") != FORMAT:
-            raise InputError(f"{path}: cohort format {index.get('format')!r}, this version reads {FORMAT}")
+            found = index.get("format")
+            raise InputError(f"{path}: cohort format {found!r}, this version reads {FORMAT}")
         try:
             self.grid = Grid(tuple(index["shape"]), tuple(index["spacing"]))
             self.contrasts = tuple(index["contrasts"])
@@ -96,7 +108,9 @@ class Cohort:
         """One subject. Raises InputError where its file is missing, damaged or on another grid."""
         path = self.folder / f"{name}.safetensors"
         tensors, _ = load_tensors(path)
-        images = tensors.get("images")
+        images, seg = tensors.get("images"), tensors.get("seg")
         if images is None or tuple(images.shape) != (len(self.contrasts), *self.grid.shape):
             raise InputError(f"{path}: not {len(self.contrasts)} images on the cohort's grid")
-        return Subject(name, images.to(torch.float32), tensors.get("seg"))
+        if seg is not None and (tuple(seg.shape) != self.grid.shape or seg.dtype != torch.uint8):
+            raise InputError(f"{path}: its mask is no uint8 volume on the cohort's grid")
+        return Subject(name, images.to(torch.float32), seg)

@@ -35,8 +35,9 @@ def atomic(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be written ({cause})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -70,9 +71,22 @@ def save_tensors(
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors, on the CPU, and metadata. Raises InputError where the file is missing or damaged."""
+    with _opened(path) as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone, without reading the tensors; raises InputError as `load_tensors` does."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            yield file
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError, ValueError) as error:
@@ -107,11 +121,12 @@ def device_name(device: str) -> str:
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
-    """What a number depends on besides its settings. No dates: the same run writes the same bytes."""
+    """What a number depends on besides its settings; no date, so that a run repeats to the byte."""
     return {
         "odereg_core": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "libraries": {name: _version(name) for name in LIBRARIES},
         "device": device_name(device),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +10,6 @@ import nibabel as nib
 import numpy as np
 import torch
 from jaxtyping import Float
-from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from scipy.ndimage import center_of_mass, gaussian_filter, label, map_coordinates
@@ -44,35 +42,28 @@ class Volume:
 
         Raises InputError, naming the file and the fault, for what is not a usable 3-D scan.
         """
-        image = _open(path)
+        image = open_nifti(path)
         shape = image.shape
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
         if len(shape) != 3:
-            raise InputError(f"{path}: a 3-D volume is needed, this one has the shape {image.shape}")
+            raise InputError(f"{path}: a 3-D volume is needed, its shape is {image.shape}")
         if min(shape) < 4:
             raise InputError(f"{path}: too small to register, its shape is {shape}")
         kind = image.get_data_dtype()
-        if kind.names or not np.issubdtype(kind, np.number) or np.issubdtype(kind, np.complexfloating):
+        if not any(np.issubdtype(kind, real) for real in (np.integer, np.floating)):
             raise InputError(f"{path}: a scalar volume is needed, its voxels are {kind}")
         affine = np.asarray(image.affine, np.float64)
-        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-            raise InputError(f"{path}: its affine is singular, so voxels have no place in the world")
-        try:
-            data = np.asarray(image.dataobj, np.float32).reshape(shape)
-        except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
-            raise InputError(f"{path}: its voxels cannot be read, it may be cut off ({error})") from None
-        if not np.isfinite(data).all():
-            count = int((~np.isfinite(data)).sum())
-            raise InputError(f"{path}: {count} voxels are not finite (NaN or infinite)")
-        orientation = io_orientation(affine)
+        data = read_voxels(image, path).reshape(shape)
+        orientation = np.asarray(io_orientation(affine), np.float64)
         canonical = affine @ inv_ornt_aff(orientation, shape)
         return cls(apply_orientation(data, orientation), canonical, orientation, str(path))
 
     def checked(self) -> Volume:
         """The same volume, as an image to register. Raises InputError where it is constant."""
         if self.data.min() == self.data.max():
-            raise InputError(f"{self.path}: every voxel is {self.data.flat[0]:g}, nothing to register")
+            value = self.data.flat[0]
+            raise InputError(f"{self.path}: every voxel is {value:g}, nothing to register")
         return self
 
     @property
@@ -97,7 +88,8 @@ class Volume:
     def index(self, world: NDArray[np.float64]) -> NDArray[np.float64]:
         """Continuous voxel indices of points in RAS world mm, (3, ...)."""
         back = np.linalg.inv(self.affine)
-        return np.tensordot(back[:3, :3], world, 1) + back[:3, 3].reshape(3, *[1] * (world.ndim - 1))
+        shift = back[:3, 3].reshape(3, *[1] * (world.ndim - 1))
+        return np.tensordot(back[:3, :3], world, 1) + shift
 
     def with_data(self, data: NDArray) -> Volume:
         """Other voxels in the same place."""
@@ -109,7 +101,7 @@ class Volume:
 
     def native(self) -> tuple[NDArray, Affine]:
         """Voxels and affine in the file's own axis order; trailing axes of `data` go along."""
-        # nibabel's orientation goes from the file to RAS; its inverse is the permutation turned round.
+        # nibabel's orientation goes from the file to RAS; this is the inverse permutation.
         back = np.empty_like(self.orientation)
         for axis, (target, flip) in enumerate(self.orientation):
             back[int(target)] = axis, flip
@@ -135,16 +127,39 @@ def save_nifti(
         nib.save(image, temporary)
 
 
-def _open(path: Path | str) -> nib.Nifti1Image:
+def open_nifti(path: Path | str) -> nib.Nifti1Image:
+    """A NIfTI file, its header read. Raises InputError where it is none, or in no place."""
     if not Path(path).is_file():
         raise InputError(f"{path}: there is no such file")
     try:
         image = nib.load(path)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error, OverflowError) as error:
-        raise InputError(f"{path}: not a readable NIfTI file ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # nibabel fails on foreign bytes in many ways
+        raise InputError(f"{path}: not a readable NIfTI file ({_first_line(error)})") from None
     if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
         raise InputError(f"{path}: not a NIfTI file but {type(image).__name__}")
+    affine = np.asarray(image.affine, np.float64)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    placed = np.isfinite(affine).all() and 1e-6 < sizes.min() and sizes.max() < 1e6
+    if not placed or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
+        raise InputError(f"{path}: its affine is singular, so voxels have no place in the world")
     return image
+
+
+def read_voxels(image: nib.Nifti1Image, path: Path | str) -> NDArray[np.float32]:
+    """The values, scaled as the header says. Raises InputError where cut off or not finite."""
+    try:
+        with np.errstate(all="ignore"):
+            data = np.asarray(image.dataobj, np.float32)
+    except Exception as error:  # gzip, zlib, the operating system and NumPy each fail their own way
+        raise InputError(f"{path}: its voxels cannot be read ({_first_line(error)})") from None
+    if not np.isfinite(data).all():
+        count = int((~np.isfinite(data)).sum())
+        raise InputError(f"{path}: {count} voxels are not finite (NaN or infinite)")
+    return data
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def foreground(volume: Volume) -> NDArray[np.bool_]:
@@ -156,7 +171,7 @@ def foreground(volume: Volume) -> NDArray[np.bool_]:
     # Log intensities: a bright fat rim must not raise the threshold above the brain.
     positive = np.log1p(np.clip(data - data.min(), 0, None))
     mask = positive > threshold_otsu(positive)
-    parts, count = label(mask)
+    parts, count = label(mask)  # type: ignore[misc] - SciPy's types miss the pair
     if count > 1:
         sizes = np.bincount(parts.ravel())
         mask = parts == 1 + int(sizes[1:].argmax())

@@ -95,12 +95,14 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def write_results(table: pd.DataFrame, path: Path, **facts: object) -> None:
+def write_results(
+    table: pd.DataFrame, path: Path, device: str = "cpu", **facts: object
+) -> None:
     """The table as CSV and, beside it, where its numbers come from as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-    write_json(path.with_suffix(".json"), {**facts, **provenance()})
+    write_json(path.with_suffix(".json"), {**facts, **provenance(device)})
 
 
 def read_results(path: Path) -> pd.DataFrame:

@@ -200,10 +200,9 @@ def train(
             "steps": total,
             "samples": sum(stage.steps * stage.batch for stage in trainer.section.stages),
             "seconds": round(checkpoint.seconds, 1),
-            "device": device,
             "validation_rmse_phi_mm": checkpoint.best_score,
             "validation_curve": [[row["step"], row["rmse_phi_mm"]] for row in log.rows],
-            **provenance(),
+            **provenance(device),
         },
     )
     return weights

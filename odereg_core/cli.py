@@ -1,0 +1,161 @@
+"""The `odereg` command. Bad input gives one sentence and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from odereg_core import __version__
+from odereg_core.errors import InputError
+
+app = typer.Typer(
+    name="odereg",
+    help="Multi-scale neural ODEs for 3-D medical image registration.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ProfileOption = Annotated[str, typer.Option(help="smoke, demo, paper, or a profile's YAML file.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+CohortOption = Annotated[Path, typer.Option(help="Prepared cohort (see data_prep.brats).")]
+
+
+@app.command()
+def register(
+    moving: Annotated[Path, typer.Argument(help="The NIfTI volume to be warped.")],
+    fixed: Annotated[Path, typer.Argument(help="The NIfTI volume it is brought to.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; made if need be.")],
+    transform: Annotated[str, typer.Option(help="The kind of map: rigid.")] = "rigid",
+    weights: Annotated[Path | None, typer.Option(help="Weights other than the shipped ones.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Register any two 3-D NIfTI volumes of a head.
+
+    Writes warped.nii.gz (on the fixed volume's grid), displacement.nii.gz (an ITK displacement field on
+    that grid holding the whole map), affine.mat (ITK) and report.json into OUT.
+    """
+    from odereg_core.register import register as run
+
+    result = run(moving, fixed, transform, weights, device)
+    result.save(out)
+    found = result.report
+    degrees, shift = found["rotation_deg"], found["translation_mm"]
+    print(f"rotation {degrees} deg, translation {shift} mm, {found['seconds']} s -> {out}")
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="The model, as the profile names it: rigid.")],
+    cohort: CohortOption,
+    out: Annotated[Path, typer.Option(help="Folder for weights, log and checkpoint.")],
+    profile: ProfileOption = "demo",
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a model; goes on from OUT's checkpoint where there is one."""
+    from odereg_core.cohort import Cohort
+    from odereg_core.profiles import load_profile
+    from odereg_core.register import choose_device
+    from odereg_core.train.registration import train as run
+
+    settings = load_profile(profile)
+    if model not in settings.models:
+        known = ", ".join(settings.models)
+        raise InputError(f"the profile '{settings.name}' describes no model '{model}'; it has: {known}")
+    command = f"odereg train {model} --profile {profile}"
+    weights = run(model, settings, Cohort(cohort), out, choose_device(device), command)
+    print(f"weights: {weights}")
+
+
+@app.command()
+def evaluate(
+    cohort: CohortOption,
+    models: Annotated[Path, typer.Option(help="Folder of weights.")],
+    out: Annotated[Path, typer.Option(help="Folder for METHOD.csv and METHOD.json.")],
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas; see odereg info.")],
+    task: Annotated[str, typer.Option(help="rigid, deformable or hybrid.")] = "rigid",
+    profile: ProfileOption = "demo",
+    pairs: Annotated[int | None, typer.Option(help="Test pairs, 0 for all; else the profile's.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; ANTs always takes one.", min=1)] = 1,
+    device: DeviceOption = "auto",
+) -> None:
+    """Run methods on a task's simulated test pairs; one line a pair, with provenance."""
+    import torch
+
+    from odereg_core.cohort import Cohort
+    from odereg_core.experiments.evaluate import evaluate as run
+    from odereg_core.experiments.evaluate import write_results
+    from odereg_core.profiles import load_profile
+    from odereg_core.register import choose_device
+
+    torch.set_num_threads(threads)
+    settings, subjects = load_profile(profile), Cohort(cohort)
+    count = settings.evaluation.pairs if pairs is None else pairs
+    chosen, seed = choose_device(device), settings.evaluation.seed
+    for method in methods.split(","):
+        table = run(method, task, subjects, models, count=count, seed=seed, device=chosen)
+        facts = {"profile": settings.name, "task": task, "method": method, "seed": seed}
+        path = out / f"{method}.csv"
+        write_results(table, path, chosen, **facts, pairs=len(table), cohort=subjects.settings)
+        print(f"{method}: RMSE(phi) {table.rmse_phi_mm.mean():.2f} mm over {len(table)} pairs -> {path}")
+
+
+@app.command()
+def merge(
+    results: Annotated[Path, typer.Argument(help="Folder holding <task>/<method>.csv.")],
+    out: Annotated[Path, typer.Option(help="The table to write.")],
+) -> None:
+    """Put all results tables below a folder into one."""
+    from odereg_core.experiments.evaluate import merge as run
+    from odereg_core.files import atomic
+
+    table = run(results)
+    with atomic(out) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+@app.command()
+def info(
+    weights: Annotated[Path | None, typer.Argument(help="A weights file to describe.")] = None,
+) -> None:
+    """Versions, devices, profiles, methods and shipped weights; or what a weights file holds."""
+    import json
+
+    import torch
+
+    from odereg_core.experiments.methods import METHODS
+    from odereg_core.files import provenance
+    from odereg_core.profiles import BUILT_IN
+    from odereg_core.weights import HERE, describe, load_model
+
+    if weights is not None:
+        print(json.dumps(describe(load_model(weights)), indent=1))
+        return
+    facts = provenance()
+    libraries = ", ".join(f"{k} {v}" for k, v in facts["libraries"].items() if v)
+    print(f"odereg-core {__version__} (commit {facts['commit'] or 'unknown'}), Python {facts['python']}")
+    print(f"libraries:  {libraries}")
+    print(f"device:     {'cuda' if torch.cuda.is_available() else 'cpu'} ({facts['device']})")
+    print(f"profiles:   {', '.join(BUILT_IN)}")
+    print(f"weights:    {', '.join(sorted(p.stem for p in HERE.glob('*.safetensors'))) or 'none'}")
+    for key, method in METHODS.items():
+        print(f"method:     {key:12} {method.name} ({', '.join(method.tasks)})")
+
+
+def main() -> None:
+    """Run the command; InputError becomes one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; what was whole is on disk", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()
