@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ def atomic(path: Path) -> Iterator[Path]:
         cause = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be written ({cause})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
-from scipy.ndimage import center_of_mass, gaussian_filter, label, map_coordinates
+from scipy.ndimage import affine_transform, center_of_mass, gaussian_filter, label
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
@@ -139,7 +139,7 @@ def open_nifti(path: Path | str) -> nib.Nifti1Image:
         raise InputError(f"{path}: not a NIfTI file but {type(image).__name__}")
     affine = np.asarray(image.affine, np.float64)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    placed = np.isfinite(affine).all() and 1e-6 < sizes.min() and sizes.max() < 1e6
+    placed = np.isfinite(affine).all() and sizes.min() > 1e-6 and sizes.max() < 1e6
     if not placed or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
         raise InputError(f"{path}: its affine is singular, so voxels have no place in the world")
     return image
@@ -207,8 +207,9 @@ def resample(
     Linear sampling of a finer volume is smoothed first, by the Gaussian that its voxels lack to the
     grid's, so that small structures average rather than alias.
     """
-    points = grid.points(dtype=torch.float64)[0].numpy() + np.reshape(centre, (3, 1, 1, 1))
-    index = volume.index(points)
+    back = np.linalg.inv(volume.affine[:3, :3])
+    step = back * grid.spacing
+    first = back @ (centre - volume.affine[:3, 3]) - step @ ((np.array(grid.shape) - 1) / 2)
     data = volume.data
     if mode == "linear":
         # Both axes lie close to RAS, so an axis of the volume is compared with the grid's own.
@@ -216,7 +217,14 @@ def resample(
         sigma = 0.42 * np.sqrt(missing) / volume.spacing
         if sigma.max() > 0.1:
             data = gaussian_filter(data, sigma)
-    index = np.where(np.abs(index - np.rint(index)) < 1e-4, np.rint(index), index)
-    order = 1 if mode == "linear" else 0
-    result = map_coordinates(data, index, order=order, mode="grid-constant", cval=0.0)
-    return torch.from_numpy(np.ascontiguousarray(result, dtype=np.float32))[None, None]
+    # Voxels that coincide are to be copied: rounding must not put them a hair beside each other.
+    result = affine_transform(
+        data,
+        np.where(np.abs(step - np.rint(step)) < 1e-6, np.rint(step), step),
+        np.where(np.abs(first - np.rint(first)) < 1e-4, np.rint(first), first),  # type: ignore[arg-type]
+        output_shape=grid.shape,
+        output=np.float32,
+        order=1 if mode == "linear" else 0,
+        mode="grid-constant",
+    )
+    return torch.from_numpy(result)[None, None]

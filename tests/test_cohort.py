@@ -41,7 +41,9 @@ def folder(tmp_path):
 def test_twelve_ordered_pairs_of_four_contrasts():
     pairs = contrast_pairs()
     assert len(pairs) == len(set(pairs)) == 12
-    assert set(pairs) == {(a, b) for a in CONTRASTS for b in CONTRASTS} - {(a, a) for a in CONTRASTS}
+    assert set(pairs) == {(a, b) for a in CONTRASTS for b in CONTRASTS} - {
+        (a, a) for a in CONTRASTS
+    }
     assert contrast_pairs(("t1", "t2")) == [("t1", "t2"), ("t2", "t1")]
 
 

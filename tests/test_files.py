@@ -47,9 +47,14 @@ def test_atomic_writes_beside_with_the_suffix_and_makes_the_folder(tmp_path):
 def test_atomic_leaves_the_old_file_and_no_trace_of_a_failure(tmp_path, error):
     path = tmp_path / "table.csv"
     path.write_text("old")
-    with pytest.raises(error), atomic(path) as temporary:
-        temporary.write_text("half")
-        raise error
+
+    def write():
+        with atomic(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -86,7 +91,12 @@ def test_json_comes_back(tmp_path_factory, content):
 
 
 def test_json_that_is_none_is_refused(tmp_path):
-    cases = {"cut.json": b'{"a": 1', "list.json": b"[1]", "bytes.json": b"\xff\xfe\x00", "no.json": b""}
+    cases = {
+        "cut.json": b'{"a": 1',
+        "list.json": b"[1]",
+        "bytes.json": b"\xff\xfe\x00",
+        "no.json": b"",
+    }
     for name, content in cases.items():
         path = tmp_path / name
         path.write_bytes(content)

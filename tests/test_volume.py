@@ -298,7 +298,7 @@ def test_resampling_keeps_every_point_in_its_place(tmp_path, codes):
     empty = Volume.load(write(tmp_path / "a.nii", np.zeros((40, 44, 38), np.float32), affine))
     volume = empty.with_data(smooth(empty.world()))
     grid = Grid((16, 14, 12), (1.9, 2.1, 2.0))
-    centre = volume.centre + (1.0, -2.0, 3.0)
+    centre = volume.centre + np.array([1.0, -2.0, 3.0])
     ours = resample(volume, grid, centre)
     assert ours.shape == (1, 1, *grid.shape)
     assert ours.dtype == torch.float32
@@ -319,7 +319,9 @@ def test_resampling_to_a_finer_grid_is_nibabels(tmp_path, codes, mode):
     order = 1 if mode == "linear" else 0
     theirs = resample_from_to(nib.load(path), (grid.shape, target), order=order).get_fdata()
     ours = resample(volume, grid, volume.centre, mode)[0, 0].numpy()
-    index = volume.index(grid.points(dtype=torch.float64)[0].numpy() + volume.centre[:, None, None, None])
+    index = volume.index(
+        grid.points(dtype=torch.float64)[0].numpy() + volume.centre[:, None, None, None]
+    )
     top = np.array(volume.shape).reshape(3, 1, 1, 1) - 1
     away = np.abs(index - np.floor(index) - 0.5).min(0) > 1e-6  # from a tie of two nearest voxels
     interior = ((index >= 0) & (index <= top)).all(0) & (away | (mode == "linear"))
@@ -329,7 +331,9 @@ def test_resampling_to_a_finer_grid_is_nibabels(tmp_path, codes, mode):
 
 
 def test_voxels_that_coincide_are_copied(tmp_path):
-    volume = Volume.load(write(tmp_path / "a.nii", ball((9, 8, 7)), affine_of("LPS", (1.0, 1.0, 1.0))))
+    volume = Volume.load(
+        write(tmp_path / "a.nii", ball((9, 8, 7)), affine_of("LPS", (1.0, 1.0, 1.0)))
+    )
     grid = Grid((13, 8, 5), (1.0, 1.0, 1.0))
     ours = resample(volume, grid, volume.centre)[0, 0].numpy()
     expected = np.pad(volume.data, ((2, 2), (0, 0), (0, 0)))[:, :, 1:-1]
@@ -362,6 +366,11 @@ def test_downsampling_keeps_the_centre_and_the_mass():
     weights = ours / ours.sum()
     where = (coarse.points(dtype=torch.float64)[0].numpy() * weights).sum((1, 2, 3))
     assert np.allclose(where, centre, atol=0.05)
+    # Second moments add: the blob's, and the Gaussian's whose full width at half maximum is what
+    # 1 mm voxels lack to 3 mm ones.
+    along = coarse.axes(dtype=torch.float64)[0].numpy() - centre[0]
+    variance = (weights.sum((1, 2)) * along**2).sum()
+    assert variance == pytest.approx(4.0**2 + (3**2 - 1**2) / (8 * np.log(2)), abs=0.2)
 
 
 def test_nearest_invents_no_label(tmp_path):

@@ -1,0 +1,58 @@
+# One command for each thing one does here. It sets up what it needs, and redoes only what changed.
+#   make book [PROFILE=smoke|demo|paper] [BRATS=/path/to/BraTS2020]    make test    make lint    make clean
+
+PROFILE ?= demo
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+PYTHON ?= python3
+BRATS ?=
+PROFILES := smoke demo paper
+
+ifeq ($(filter $(PROFILE),$(PROFILES)),)
+$(info error: there is no profile '$(PROFILE)'; PROFILE is one of: $(PROFILES))
+$(error stopped)
+endif
+
+# Inside the conda environment of environment.yml everything is there already.
+ifeq ($(CONDA_DEFAULT_ENV),odereg)
+READY :=
+BIN :=
+else
+READY := .venv/.ready
+BIN := .venv/bin/
+endif
+
+.PHONY: help book results test lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '2s/^# *//p' Makefile
+
+.venv/.ready: pyproject.toml requirements.lock
+	@echo "== making .venv and installing the pinned dependencies (about 2 GB, a few minutes)"
+	$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --progress-bar off -q -c requirements.lock torch==2.13.0
+	.venv/bin/pip install --progress-bar off -q -c requirements.lock -e '.[all]'
+	touch $@
+
+SNAKEMAKE = PATH="$(abspath .venv/bin):$$PATH" $(BIN)snakemake $@ --cores $(JOBS) --quiet rules \
+	--rerun-incomplete --config profile=$(PROFILE) $(if $(BRATS),brats="$(BRATS)")
+
+book: $(READY)
+	$(SNAKEMAKE)
+	@echo "the book: $(abspath runs/$(PROFILE)/book/_build/html/index.html)"
+
+results: $(READY)
+	$(SNAKEMAKE) pairs=0
+
+test: $(READY)
+	$(BIN)python -m pytest -n 2 $(TESTS)
+
+lint: $(READY)
+	$(BIN)ruff check .
+	$(BIN)ruff format --check .
+	$(BIN)pyright
+
+clean:
+	rm -rf runs .snakemake .pytest_cache .ruff_cache .hypothesis build dist
+	@echo "kept .venv; remove it by hand"

@@ -1,0 +1,69 @@
+"""Build the HTML book from the pages here and executed notebooks: python book/assemble.py NOTEBOOKS OUT.
+
+Built beside OUT and swapped in when whole; warnings are errors. MathJax is fetched once from the npm registry,
+checked against its digest, and served from the book, so that no page loads anything from elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import urllib.request
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+MATHJAX = "https://registry.npmjs.org/mathjax/-/mathjax-3.2.2.tgz"
+SHA512 = (
+    "06df9249553c7811b6ef30a155ec0e89c62ced7b1db78d2a9b8f94a47c97ee4d"
+    "3f3bd36588f73ec7bee4d7f144b0fb2328f64626fb5164cd6f3be81e5b43a11b"
+)
+
+
+def mathjax(cache: Path) -> Path:
+    """MathJax's one-file build with its fonts, from the cache or the npm registry."""
+    target = cache / "mathjax-3.2.2" / "tex-svg.js"
+    if target.exists():
+        return target
+    with urllib.request.urlopen(MATHJAX, timeout=120) as response:
+        packed = response.read()
+    if hashlib.sha512(packed).hexdigest() != SHA512:
+        raise RuntimeError(f"{MATHJAX} is not the file that was expected")
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        member = archive.extractfile("package/es5/tex-svg.js")
+        assert member is not None
+        script = member.read()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    partial.write_bytes(script)
+    os.replace(partial, target)
+    return target
+
+
+def build(notebooks: Path, out: Path, cache: Path) -> Path:
+    """Assemble the sources, build, and swap the result into `out`. Returns its index page."""
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(HERE, partial, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(notebooks, partial / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    extra = partial / "extra" / "mathjax"
+    extra.mkdir(parents=True)
+    shutil.copy(mathjax(cache), extra)
+    program = str(Path(sys.executable).with_name("jupyter-book"))
+    command = [program, "build", str(partial), "-W", "--keep-going"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode or not (partial / "_build" / "html" / "index.html").exists():
+        print(done.stdout[-6000:], done.stderr[-6000:], sep="\n", file=sys.stderr)
+        raise SystemExit(f"error: the book was not built; its sources are in {partial}")
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(partial, out)
+    return out / "_build" / "html" / "index.html"
+
+
+if __name__ == "__main__":
+    source, target = (Path(argument) for argument in sys.argv[1:3])
+    print(build(source, target, target.parent.parent / "vendor"))

@@ -1,0 +1,47 @@
+"""Run one notebook through papermill: python book/execute.py IN OUT --profile P --run-dir DIR."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import papermill
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--timeout", type=int, default=1800, help="seconds a cell")
+    options = parser.parse_args()
+    parameters = {"profile": options.profile, "run_dir": str(options.run_dir.resolve())}
+    # papermill only warns of a parameter that the notebook does not have.
+    if unknown := set(parameters) - set(papermill.inspect_notebook(str(options.source))):
+        print(f"error: {options.source} has no parameter '{min(unknown)}'", file=sys.stderr)
+        return 2
+    options.target.parent.mkdir(parents=True, exist_ok=True)
+    partial = options.target.with_name(f".{options.target.stem}.partial.ipynb")
+    try:
+        papermill.execute_notebook(
+            str(options.source),
+            str(partial),
+            parameters,
+            kernel_name="python3",
+            cwd=str(options.source.parent),
+            execution_timeout=options.timeout,
+            progress_bar=False,
+        )
+    except papermill.PapermillExecutionError as error:
+        print(f"error: {options.source} failed; see {partial}\n{error}", file=sys.stderr)
+        return 1
+    os.replace(partial, options.target)
+    print(f"executed {options.source.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

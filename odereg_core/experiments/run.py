@@ -1,0 +1,69 @@
+"""What a notebook starts from: one profile's run on disk."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from odereg_core.cohort import Cohort
+from odereg_core.errors import InputError
+from odereg_core.experiments.evaluate import read_results
+from odereg_core.files import provenance, read_json
+from odereg_core.msodenet import MSODENet
+from odereg_core.profiles import Profile, load_profile
+from odereg_core.weights import load_model
+
+
+class Run:
+    """The folder runs/<profile> of `make book`: cohort, models, results."""
+
+    def __init__(self, profile: str, run_dir: str | Path):
+        self.folder = Path(run_dir)
+        self.profile: Profile = load_profile(profile)
+        if not (self.folder / "prepared" / "cohort.json").exists():
+            raise InputError(
+                f"{self.folder}: no run of the profile '{profile}' here; "
+                f"`make book PROFILE={profile}` makes it"
+            )
+
+    @cached_property
+    def cohort(self) -> Cohort:
+        return Cohort(self.folder / "prepared")
+
+    def model(self, name: str) -> MSODENet:
+        """A trained model of this run, on the CPU."""
+        return load_model(self.folder / "models" / f"{name}.safetensors")
+
+    def model_facts(self, name: str) -> dict:
+        """How a model was trained: command, seed, steps, device, hours, validation curve."""
+        return read_json(self.folder / "models" / f"{name}.json")
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """All methods' results, a line a pair."""
+        return read_results(self.folder / "results" / "pairs.csv")
+
+    def result_facts(self) -> pd.DataFrame:
+        """Where each method's numbers come from, a line a method."""
+        facts = [read_json(path) for path in sorted(self.folder.glob("results/*/*.json"))]
+        keep = ("task", "method", "profile", "seed", "pairs", "device", "commit")
+        return pd.DataFrame([{k: f.get(k) for k in keep} for f in facts])
+
+    def stamp(self) -> pd.Series:
+        """This page's provenance: profile, seeds, code and library versions, device."""
+        facts = provenance()
+        seeds = f"cohort {self.cohort.settings['source'].get('seed', '-')}"
+        seeds += f", split {self.profile.split.seed}, evaluation {self.profile.evaluation.seed}"
+        libraries = ", ".join(f"{k} {v}" for k, v in facts["libraries"].items() if v)
+        return pd.Series(
+            {
+                "profile": self.profile.name,
+                "seeds": seeds,
+                "code": f"{facts['odereg_core']} (commit {facts['commit'] or 'unknown'})",
+                "device": facts["device"],
+                "libraries": libraries,
+            },
+            name="provenance",
+        )
