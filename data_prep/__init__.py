@@ -1,1 +1,2 @@
-"""From scans on disk to the cohort the experiments read; and a synthetic cohort in the same layout."""
+"""From scans on disk to the cohort the experiments read; and a synthetic cohort in the same
+layout."""

@@ -4,7 +4,8 @@
 
 A subject is an anatomy (the ICBM 2009a template that nilearn bundles, under a random smooth
 diffeomorphism), a tumour that pushes it aside, and four acquisitions of it by the MR signal
-equations, each with its own sequence parameters, bias field, slice profile and noise. Subject k is a
+equations, each with its own sequence parameters, bias field, slice profile and noise. Subject k
+is a
 function of (seed, k) alone: the same bytes whatever the number of jobs, and no draw shared between
 subjects. What it is not: more than one atlas's anatomy.
 """
@@ -17,7 +18,7 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -71,7 +72,8 @@ RELAXIVITY = 4.5
 
 @dataclass(frozen=True)
 class Sequence:
-    """Repetition, echo and inversion time in ms (no inversion where `ti` is 0), contrast agent given."""
+    """Repetition, echo and inversion time in ms (no inversion where `ti` is 0), contrast agent
+    given."""
 
     tr: float
     te: float
@@ -101,7 +103,7 @@ def draw_tissues(rng: Rng) -> dict[str, Tissue]:
             tissue.gadolinium * f[3] ** 2,
         )  # fmt: skip
     if rng.uniform() < 0.15:  # some gliomas do not take up contrast agent
-        drawn["enhancing"] = Tissue(*list(vars(drawn["enhancing"]).values())[:3], 0.05)
+        drawn["enhancing"] = replace(drawn["enhancing"], gadolinium=0.05)
     return drawn
 
 
@@ -161,7 +163,9 @@ def _interpolate(values: Array, at: Array, axis: int) -> Array:
     low = np.clip(np.floor(at).astype(int), 1, len(moved) - 3)
     f = (at - low).reshape(-1, *[1] * (values.ndim - 1))
     p0, p1, p2, p3 = (moved[low + k] for k in (-1, 0, 1, 2))
-    result = p1 + f / 2 * (p2 - p0 + f * (2 * p0 - 5 * p1 + 4 * p2 - p3 + f * (3 * (p1 - p2) + p3 - p0)))
+    result = p1 + f / 2 * (
+        p2 - p0 + f * (2 * p0 - 5 * p1 + 4 * p2 - p3 + f * (3 * (p1 - p2) + p3 - p0))
+    )
     return np.moveaxis(result, 0, axis).astype(np.float32)
 
 
@@ -226,7 +230,8 @@ def diffeomorphism(rng: Rng, lattice: Lattice) -> Array:
 
 @dataclass(frozen=True)
 class Tumour:
-    """Centre (RAS mm), radii in mm of core and oedema, roughness, share of necrosis, mass effect."""
+    """Centre (RAS mm), radii in mm of core and oedema, roughness, share of necrosis, mass
+    effect."""
 
     centre: Array
     core: float
@@ -237,7 +242,8 @@ class Tumour:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Fractions of each tissue (order of NAMES), brain mask, segmentation and texture of one subject."""
+    """Fractions of each tissue (order of NAMES), brain mask, segmentation and texture of one
+    subject."""
 
     fractions: Array
     brain: NDArray[np.bool_]
@@ -293,7 +299,9 @@ def anatomy(rng: Rng, lattice: Lattice) -> Anatomy:
     depth = radius * np.exp(noise)
     tissue = np.clip(gm + wm, 0, 1)
     core = _soft(tumour.core - depth, edge) * np.minimum(1, 1.5 * tissue)
-    rim = tumour.core * (1 - tumour.necrosis) * (0.35 + 0.25 * np.exp(lattice.field(rng, 18.0) * 0.5))
+    rim = (
+        tumour.core * (1 - tumour.necrosis) * (0.35 + 0.25 * np.exp(lattice.field(rng, 18.0) * 0.5))
+    )
     necrosis = core * _soft(tumour.core - rim - depth, edge)
     spread = tumour.halo * (0.45 + 0.75 * gaussian_filter(wm, 3 / lattice.spacing))
     halo = _soft(spread - radius * np.exp(1.2 * noise), 1.6 * edge) * np.clip(wm + 0.25 * gm, 0, 1)
@@ -365,7 +373,9 @@ def acquire(
     reference = float(np.percentile(image[body.brain], 98))
     # Averaging into larger voxels leaves less noise, if less than independent noise would.
     sigma = reference * rng.uniform(0.008, 0.03) / max(1.0, lattice.spacing) ** 0.5
-    real, imaginary = (rng.standard_normal(image.shape).astype(np.float32) * sigma for _ in range(2))
+    real, imaginary = (
+        rng.standard_normal(image.shape).astype(np.float32) * sigma for _ in range(2)
+    )
     image = np.sqrt((image + real) ** 2 + imaginary**2)
     scale = np.exp(rng.uniform(np.log(250), np.log(2500))) / reference
     return np.where(body.brain, np.clip(np.rint(image * scale), 1, 32767), 0).astype(np.int16)
@@ -380,7 +390,9 @@ def subject(seed: int, index: int, spacing: float) -> dict[str, NDArray]:
     protocol = np.random.default_rng(streams[1])
     tissues, sequences = draw_tissues(protocol), draw_sequences(protocol)
     volumes: dict[str, NDArray] = {
-        contrast: acquire(np.random.default_rng(stream), lattice, body, tissues, sequences[contrast])
+        contrast: acquire(
+            np.random.default_rng(stream), lattice, body, tissues, sequences[contrast]
+        )
         for contrast, stream in zip(CONTRASTS, contrast_rng, strict=True)
     }
     return volumes | {"seg": body.seg}
@@ -410,10 +422,9 @@ def write_subject(out: Path, seed: int, index: int, spacing: float) -> None:
         image.header.set_xyzt_units("mm")
         image.set_qform(affine, 1)
         image.set_sform(affine, 1)
-        with (partial / f"{name}_{contrast}.nii.gz").open("wb") as file:
-            # No name, no time: the same bytes every time.
-            with gzip.GzipFile("", "wb", compresslevel=4, fileobj=file, mtime=0) as packed:
-                packed.write(image.to_bytes())
+        # No name, no time: the same bytes every time.
+        packed = gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)
+        (partial / f"{name}_{contrast}.nii.gz").write_bytes(packed)
     partial.rename(out / name)
 
 
@@ -422,11 +433,21 @@ def cohort(out: Path, subjects: int, spacing: float, seed: int, jobs: int = 1) -
 
     Whole subjects of the same settings are kept. Raises ValueError where `out` holds others.
     """
-    settings = {"made_by": "data_prep.phantom", "version": VERSION, "seed": seed, "spacing_mm": spacing}
+    settings = {
+        "made_by": "data_prep.phantom",
+        "version": VERSION,
+        "seed": seed,
+        "spacing_mm": spacing,
+    }
     note = out / "phantom.json"
     out.mkdir(parents=True, exist_ok=True)
-    if note.exists() and {**json.loads(note.read_text()), "subjects": 0} != {**settings, "subjects": 0}:
-        raise ValueError(f"{out}: holds a cohort of other settings; remove it or name another folder")
+    if note.exists() and {**json.loads(note.read_text()), "subjects": 0} != {
+        **settings,
+        "subjects": 0,
+    }:
+        raise ValueError(
+            f"{out}: holds a cohort of other settings; remove it or name another folder"
+        )
     for leftover in out.glob(".*.partial"):
         shutil.rmtree(leftover)
     temporary = note.with_suffix(".partial")

@@ -8,7 +8,7 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 
-def __getattr__(name: str):  # noqa: ANN202 - PEP 562: torch is loaded when it is needed
+def __getattr__(name: str):
     if name == "register":
         from odereg_core.register import register
 

@@ -30,12 +30,15 @@ def register(
     fixed: Annotated[Path, typer.Argument(help="The NIfTI volume it is brought to.")],
     out: Annotated[Path, typer.Option(help="Folder for the results; made if need be.")],
     transform: Annotated[str, typer.Option(help="The kind of map: rigid.")] = "rigid",
-    weights: Annotated[Path | None, typer.Option(help="Weights other than the shipped ones.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights other than the shipped ones.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Register any two 3-D NIfTI volumes of a head.
 
-    Writes warped.nii.gz (on the fixed volume's grid), displacement.nii.gz (an ITK displacement field on
+    Writes warped.nii.gz (on the fixed volume's grid), displacement.nii.gz (an ITK displacement
+    field on
     that grid holding the whole map), affine.mat (ITK) and report.json into OUT.
     """
     from odereg_core.register import register as run
@@ -64,7 +67,9 @@ def train(
     settings = load_profile(profile)
     if model not in settings.models:
         known = ", ".join(settings.models)
-        raise InputError(f"the profile '{settings.name}' describes no model '{model}'; it has: {known}")
+        raise InputError(
+            f"the profile '{settings.name}' describes no model '{model}'; it has: {known}"
+        )
     command = f"odereg train {model} --profile {profile}"
     weights = run(model, settings, Cohort(cohort), out, choose_device(device), command)
     print(f"weights: {weights}")
@@ -78,7 +83,9 @@ def evaluate(
     methods: Annotated[str, typer.Option(help="Methods, separated by commas; see odereg info.")],
     task: Annotated[str, typer.Option(help="rigid, deformable or hybrid.")] = "rigid",
     profile: ProfileOption = "demo",
-    pairs: Annotated[int | None, typer.Option(help="Test pairs, 0 for all; else the profile's.")] = None,
+    pairs: Annotated[
+        int | None, typer.Option(help="Test pairs, 0 for all; else the profile's.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; ANTs always takes one.", min=1)] = 1,
     device: DeviceOption = "auto",
 ) -> None:
@@ -100,7 +107,8 @@ def evaluate(
         facts = {"profile": settings.name, "task": task, "method": method, "seed": seed}
         path = out / f"{method}.csv"
         write_results(table, path, chosen, **facts, pairs=len(table), cohort=subjects.settings)
-        print(f"{method}: RMSE(phi) {table.rmse_phi_mm.mean():.2f} mm over {len(table)} pairs -> {path}")
+        error = table.rmse_phi_mm.mean()
+        print(f"{method}: RMSE(phi) {error:.2f} mm over {len(table)} pairs -> {path}")
 
 
 @app.command()
@@ -136,7 +144,8 @@ def info(
         return
     facts = provenance()
     libraries = ", ".join(f"{k} {v}" for k, v in facts["libraries"].items() if v)
-    print(f"odereg-core {__version__} (commit {facts['commit'] or 'unknown'}), Python {facts['python']}")
+    commit = facts["commit"] or "unknown"
+    print(f"odereg-core {__version__} (commit {commit}), Python {facts['python']}")
     print(f"libraries:  {libraries}")
     print(f"device:     {'cuda' if torch.cuda.is_available() else 'cpu'} ({facts['device']})")
     print(f"profiles:   {', '.join(BUILT_IN)}")

@@ -62,5 +62,6 @@ class Grid:
         )
 
     def pyramid(self, scales: int) -> list[Grid]:
-        """`scales` grids from coarse to fine, a factor 2 apart; the last is this one (section 2.1)."""
+        """`scales` grids from coarse to fine, a factor 2 apart; the last is this one (section
+        2.1)."""
         return [self.coarsened(2**k) for k in reversed(range(scales))]

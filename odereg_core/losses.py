@@ -9,7 +9,7 @@ from odereg_core.transforms import Transform
 
 
 def self_loss(
-    theta: Float[Tensor, "b *n"], truth: Float[Tensor, "b *n"], transform: Transform
+    theta: Float[Tensor, b * n], truth: Float[Tensor, b * n], transform: Transform
 ) -> Float[Tensor, ""]:
     """L_self: the mean squared difference of theta, in units of its range (75°, 20 mm, 8 mm).
 

@@ -1,11 +1,11 @@
-"""MS-ODENet: registration as one ODE, solved from the coarsest scale to the finest (section 2.1)."""
+"""MS-ODENet: registration as one ODE, solved from the coarsest scale to the finest (section
+2.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,7 +33,8 @@ class Registration:
 
 
 def pyramid(image: Float[Tensor, "b c x y z"], scales: int) -> list[Float[Tensor, "b c _x _y _z"]]:
-    """The image at `scales` resolutions, coarse to fine, each the mean of 2^3 voxels of the next."""
+    """The image at `scales` resolutions, coarse to fine, each the mean of 2^3 voxels of the
+    next."""
     levels = [image]
     for _ in range(scales - 1):
         levels.append(F.avg_pool3d(levels[-1], 2))
@@ -59,7 +60,8 @@ class MSODENet(nn.Module):
     """L scales, L congruent segments of [0, T], one network and one solver a scale (Eq. 3).
 
     The state of the ODE is theta in units of its range (75°, 20 mm, 8 mm), so that an adaptive
-    solver's tolerance means the same for an angle and a shift. `solvers` are written as in the paper and
+    solver's tolerance means the same for an angle and a shift. `solvers` are written as in the
+    paper and
     their number is L; one solver makes the single-scale model (Fig. 4b).
     """
 
@@ -94,7 +96,8 @@ class MSODENet(nn.Module):
     ) -> Registration:
         """Register a batch of images in [0, 1] on the model's grid.
 
-        `scales`: stop after so many of the coarsest scales; the images then are on that scale's grid
+        `scales`: stop after so many of the coarsest scales; the images then are on that scale's
+        grid
         (a coarse model is trained before the finer ones). Raises ValueError where the images do not
         lie on the grid and SolverError where a segment does not end.
         """
@@ -102,9 +105,8 @@ class MSODENet(nn.Module):
         finest = self.grids[scales - 1]
         for name, image in (("moving", moving), ("fixed", fixed)):
             if tuple(image.shape[2:]) != finest.shape:
-                raise ValueError(
-                    f"{name} image of {tuple(image.shape[2:])} voxels, the model's grid has {finest.shape}"
-                )
+                shape = tuple(image.shape[2:])
+                raise ValueError(f"{name} image of {shape} voxels on a grid of {finest.shape}")
         theta = self.transform.identity(len(moving), self.grids[0], moving.device)
         unit = self.transform.unit(theta)
         levels = zip(pyramid(moving, scales), pyramid(fixed, scales), strict=True)
@@ -125,8 +127,7 @@ class MSODENet(nn.Module):
                 budget=self.budget,
                 label=f"segment {i + 1} of {self.scales}",
             )
-            theta = solution.theta * unit
-            solution.theta = theta
+            theta = solution.theta = solution.theta * unit
             solution.states = [state * unit for state in solution.states]
             segments.append(solution)
         return Registration(theta, segments, self.grids[:scales])

@@ -1,4 +1,5 @@
-"""Register two scans as they come: any grid, orientation and number type (the `odereg register` command)."""
+"""Register two scans as they come: any grid, orientation and number type (the `odereg register`
+command)."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class Registered:
     report: dict = field(default_factory=dict)
 
     def save(self, out: Path | str) -> None:
-        """`warped.nii.gz`, `displacement.nii.gz`, `affine.mat` where there is a rigid part, `report.json`."""
+        """`warped.nii.gz`, `displacement.nii.gz`, `affine.mat` where there is a rigid part,
+        `report.json`."""
         out = Path(out)
         self.warped.save(out / "warped.nii.gz")
         vectors, affine = self.warped.with_data(np.moveaxis(self.displacement, 0, -1)).native()

@@ -1,4 +1,5 @@
-"""Pull-back resampling in mm; the only caller of grid_sample, and the only place that knows its order."""
+"""Pull-back resampling in mm; the only caller of grid_sample, and the only place that knows its
+order."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def sample(
 ) -> Float[Tensor, "b c i j k"]:
     """The image at continuous voxel indices.
 
-    Outside the image lie zeros or, with `outside="edge"`, its edge voxels; with zeros, the outermost
+    Outside the image lie zeros or, with `outside="edge"`, its edge voxels; with zeros, the
+    outermost
     half voxel fades to zero linearly.
     """
     # grid_sample wants (z, y, x), last, with [-1, 1] from edge to edge of the volume.
@@ -53,7 +55,9 @@ def warp(
     """
     for name, tensor in (("image", image), ("displacement", displacement)):
         if tuple(tensor.shape[2:]) != grid.shape:
-            raise ValueError(f"{name} of {tuple(tensor.shape[2:])} voxels on a grid of {grid.shape}")
+            raise ValueError(
+                f"{name} of {tuple(tensor.shape[2:])} voxels on a grid of {grid.shape}"
+            )
     if displacement.dtype not in (torch.float32, torch.float64):
         displacement = displacement.float()
     axes = grid.axes(displacement.device, displacement.dtype)
@@ -84,9 +88,7 @@ def _grid_sample(image: Tensor, place: Tensor, mode: str, outside: str) -> Tenso
     return result.to(image.dtype)
 
 
-def inside(
-    displacement: Float[Tensor, "b 3 x y z"], grid: Grid
-) -> Bool[Tensor, "b 1 x y z"]:
+def inside(displacement: Float[Tensor, "b 3 x y z"], grid: Grid) -> Bool[Tensor, "b 1 x y z"]:
     """Where phi(p) falls within the moving image's field of view: elsewhere a warp is padding."""
     points = grid.points(displacement.device, displacement.dtype) + displacement
     half = points.new_tensor(grid.extent).reshape(1, 3, 1, 1, 1) / 2

@@ -22,14 +22,19 @@ GRID = Grid((16, 14, 12), (2.0, 2.5, 3.0))
 def test_dice_is_scipys(seed):
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.rand(2, 1, 5, 5, 5, generator=generator) < 0.4 for _ in range(2))
-    expected = [1 - scipy_dice(x.flatten().numpy(), y.flatten().numpy()) for x, y in zip(a, b)]
+    flat = zip(a.flatten(1).numpy(), b.flatten(1).numpy(), strict=True)
+    expected = [1 - scipy_dice(x, y) for x, y in flat]
     assert metrics.dice(a, b).tolist() == pytest.approx(expected)
     assert torch.equal(metrics.dice(a, b), metrics.dice(b, a))
 
 
 def test_dice_at_the_ends():
-    full, empty = torch.ones(1, 1, 3, 3, 3, dtype=torch.bool), torch.zeros(1, 1, 3, 3, 3, dtype=torch.bool)
-    assert metrics.dice(full, full) == 1 and metrics.dice(full, empty) == 0
+    full, empty = (
+        torch.ones(1, 1, 3, 3, 3, dtype=torch.bool),
+        torch.zeros(1, 1, 3, 3, 3, dtype=torch.bool),
+    )
+    assert metrics.dice(full, full) == 1
+    assert metrics.dice(full, empty) == 0
     assert metrics.dice(empty, empty) == 1
 
 

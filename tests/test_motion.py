@@ -22,7 +22,8 @@ def draws(task, n=300):
 def test_rigid_ranges_are_the_papers(task, degrees, mm):
     theta = torch.cat([d.theta for d in draws(task)])
     angle, shift = theta[:, :3].rad2deg().abs(), theta[:, 3:].abs()
-    assert angle.max() <= degrees and shift.max() <= mm
+    assert angle.max() <= degrees
+    assert shift.max() <= mm
     # U(-a, a) has standard deviation a / sqrt(3).
     assert angle.square().mean().sqrt().item() == pytest.approx(degrees / math.sqrt(3), rel=0.05)
     assert shift.square().mean().sqrt().item() == pytest.approx(mm / math.sqrt(3), rel=0.05)
@@ -54,7 +55,8 @@ def test_a_pairs_motion_depends_on_its_names_alone():
 
 
 def test_the_draw_is_pinned():
-    """These numbers were drawn once; another machine or NumPy that draws others breaks every result."""
+    """These numbers were drawn once; another machine or NumPy that draws others breaks every
+    result."""
     theta = MOTIONS["rigid"].draw(pair_generator(7, "rigid", "a", "t1", "t2"), GRID).theta
     expected = [0.83926988, -0.09827688, -0.89812642, 14.90600586, -10.09990120, 1.27074909]
     np.testing.assert_allclose(theta[0].numpy(), expected, rtol=1e-6)

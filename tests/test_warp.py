@@ -47,9 +47,7 @@ def test_linear_and_nearest_are_simpleitks():
     ):
         moving = sitk.GetImageFromArray(data[0, 0].numpy().T)
         origin = [-(n - 1) / 2 * s for n, s in zip(GRID.shape, GRID.spacing, strict=True)]
-        field = sitk.GetImageFromArray(
-            u[0].permute(3, 2, 1, 0).double().numpy(), isVector=True
-        )
+        field = sitk.GetImageFromArray(u[0].permute(3, 2, 1, 0).double().numpy(), isVector=True)
         for thing in (moving, field):
             thing.SetSpacing(GRID.spacing)
             thing.SetOrigin(origin)
@@ -72,7 +70,8 @@ def test_zero_displacement_returns_the_image():
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_shift_pulls_back(axis):
-    """u = +1 voxel along an axis shows, at p, what lies one voxel further: not the other way round."""
+    """u = +1 voxel along an axis shows, at p, what lies one voxel further: not the other way
+    round."""
     image, u = random_pair()
     u = torch.zeros_like(u)
     u[:, axis] = GRID.spacing[axis]
@@ -93,7 +92,8 @@ def test_outside():
     assert inside(torch.zeros_like(u), GRID).all()
     u = torch.zeros_like(u)
     u[:, 0] = 2 * GRID.spacing[0]
-    assert inside(u, GRID)[:, :, :-2].all() and not inside(u, GRID)[:, :, -2:].any()
+    assert inside(u, GRID)[:, :, :-2].all()
+    assert not inside(u, GRID)[:, :, -2:].any()
 
 
 def test_types():

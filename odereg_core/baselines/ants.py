@@ -21,7 +21,7 @@ from odereg_core.grid import Grid
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 os.environ.setdefault("ANTS_RANDOM_SEED", "1")
 
-import ants  # noqa: E402 - the environment must be set first
+import ants
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def read_rigid(path: str) -> Tensor:
     parameters = np.asarray(transform.parameters, dtype=np.float64)
     centre = np.asarray(transform.fixed_parameters, dtype=np.float64)
     matrix = np.eye(4)
-    if parameters.size == 6:  # Euler3DTransform: ITK's own order of angles, so let it tell the points
+    if (
+        parameters.size == 6
+    ):  # Euler3DTransform: ITK's own order of angles, so let it tell the points
         basis = np.vstack([np.zeros(3), np.eye(3)])
         image = np.array([transform.apply_to_point(tuple(p)) for p in basis])
         matrix[:3, :3], matrix[:3, 3] = (image[1:] - image[0]).T, image[0]

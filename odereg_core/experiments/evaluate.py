@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from odereg_core import metrics
+from odereg_core.baselines.base import Outcome
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.experiments.methods import METHODS
@@ -68,7 +69,7 @@ def evaluate(
     keys = keys or pair_keys(cohort.names(split), cohort.contrasts, task, count, seed)
     rows, subject, warm = [], None, False
 
-    def timed(pair: Pair) -> tuple[float, object]:
+    def timed(pair: Pair) -> tuple[float, Outcome]:
         _wait(device)
         start = time.perf_counter()
         outcome = register(pair.moving, pair.fixed, pair.grid)
@@ -95,9 +96,7 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def write_results(
-    table: pd.DataFrame, path: Path, device: str = "cpu", **facts: object
-) -> None:
+def write_results(table: pd.DataFrame, path: Path, device: str = "cpu", **facts: object) -> None:
     """The table as CSV and, beside it, where its numbers come from as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
@@ -106,7 +105,8 @@ def write_results(
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """A table written by `write_results`. Raises InputError where it is missing or not such a table."""
+    """A table written by `write_results`. Raises InputError where it is missing or not such a
+    table."""
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:

@@ -20,7 +20,8 @@ Load = Callable[[Path, str], Register]
 class Method:
     """One row: its name as the paper prints it, its tasks, the models it needs, and its loader.
 
-    `load(models_folder, device)` returns the method ready to run. `in_paper` is False for rows of ours.
+    `load(models_folder, device)` returns the method ready to run. `in_paper` is False for rows
+    of ours.
     """
 
     name: str

@@ -23,8 +23,9 @@ def paper_table() -> pd.DataFrame:
     """The paper's Table 1: index (task, method), columns (measure, mean or sd)."""
     rows = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text())["rows"]
     index = pd.MultiIndex.from_tuples([tuple(row[:2]) for row in rows], names=["task", "method"])
+    numbers = [[value for cell in row[2:] for value in cell] for row in rows]
     columns = pd.MultiIndex.from_product([MEASURES, ["mean", "sd"]])
-    return pd.DataFrame([sum(row[2:], []) for row in rows], index=index, columns=columns)
+    return pd.DataFrame(numbers, index=index, columns=columns)
 
 
 def summary(results: pd.DataFrame, voxel_mm: float) -> pd.DataFrame:

@@ -46,7 +46,10 @@ class RigidDynamics(nn.Module):
         halvings = max(0, math.ceil(math.log2(max(grid.shape) / smallest)))
         strides = [2] * halvings if halvings > 2 else [1] + [2] * halvings
         channels = [3] + [min(width * 2**i, widest) for i in range(len(strides))]
-        layers = [ConvBlock(*io, stride=s) for *io, s in zip(channels, channels[1:], strides, strict=False)]
+        layers = [
+            ConvBlock(*io, stride=s)
+            for *io, s in zip(channels, channels[1:], strides, strict=False)
+        ]
         self.features = nn.Sequential(*layers)
         with torch.no_grad():
             count = self.features(torch.zeros(1, 3, *grid.shape)).numel()

@@ -89,7 +89,8 @@ class Checkpointed(torch.autograd.Function):
             )
             for i, g in enumerate(grads[len(start) :]):
                 if g is not None:
-                    totals[i] = g if totals[i] is None else totals[i] + g
+                    total = totals[i]
+                    totals[i] = g if total is None else total + g
 
         result = iter(totals)
         further = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from torchdiffeq import odeint, odeint_adjoint
 from odereg_core.ode.aca import Checkpointed
 from odereg_core.ode.solver import Solver
 
-State = Tensor | tuple[Tensor, ...]
+State = Any
+"""A tensor, or a tuple of tensors."""
 Adjoint = Literal["aca", "backprop", "adjoint"]
 
 
@@ -85,14 +86,16 @@ def integrate(
 
     `solver`: `F(dt)`, `A(eps)` or another method of torchdiffeq (see `Solver.parse`).
     `adjoint`: how gradients are computed. `aca`, the adaptive checkpoint adjoint of Zhuang et
-    al. [33], keeps the accepted states and replays one step at a time; `backprop` keeps the graph of
+    al. [33], keeps the accepted states and replays one step at a time; `backprop` keeps the
+    graph of
     every step, rejected ones too; `adjoint` solves the adjoint ODE backwards (Chen et al. [10]).
 
     Gradients reach theta0, the tensors of `args` (the images), and `params`: by default the
     parameters of f where it is a module. Tensors that f closes over in another way must be
     named in `params`.
 
-    Raises SolverError, naming `label`, time and step, where the step underflows, f is evaluated more than
+    Raises SolverError, naming `label`, time and step, where the step underflows, f is evaluated
+    more than
     `budget` times, or theta is no longer finite.
     """
     solver = Solver.parse(solver)
@@ -119,7 +122,8 @@ def integrate(
         except AssertionError as error:
             where = recorder.steps[-1][0] if recorder.steps else t0
             raise SolverError(
-                f"{label}: {error} after {recorder.accepted} accepted steps, last from t = {where:.4g}"
+                f"{label}: {error} after {recorder.accepted} accepted steps, "
+                f"the last from t = {where:.4g}"
             ) from error
         return tuple(p[-1] for p in (path if isinstance(path, tuple) else (path,)))
 
@@ -130,7 +134,9 @@ def integrate(
     elif adjoint == "adjoint" and torch.is_grad_enabled():
         tensors = tuple(a for a in args if isinstance(a, Tensor) and a.requires_grad)
         options = {k: v for k, v in solver.arguments(t0, t1)["options"].items() if k != "norm"}
-        if solver.adaptive:  # steps are chosen for theta and its adjoint, not for the weights' integral
+        if (
+            solver.adaptive
+        ):  # steps are chosen for theta and its adjoint, not for the weights' integral
             options["norm"] = "seminorm"
         end = solve(odeint_adjoint, adjoint_params=params + tensors, adjoint_options=options)
     elif adjoint in ("backprop", "aca", "adjoint"):
@@ -139,7 +145,9 @@ def integrate(
         raise ValueError(f"adjoint is one of aca, backprop, adjoint, not {adjoint!r}")
 
     if not all(torch.isfinite(p).all() for p in end):
-        raise SolverError(f"{label}: theta is not finite after {recorder.accepted} steps to t = {t1:.4g}")
+        raise SolverError(
+            f"{label}: theta is not finite after {recorder.accepted} steps to t = {t1:.4g}"
+        )
     theta = end if isinstance(theta0, tuple) else end[0]
     solution = Solution(theta, recorder.nfe, recorder.accepted, recorder.rejected)
     if trajectory:

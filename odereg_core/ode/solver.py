@@ -23,10 +23,11 @@ class HeunSolver(AdaptiveHeunSolver):
     alone, which is what the adaptive checkpoint adjoint replays.
     """
 
-    def _adaptive_step(self, rk_state):  # noqa: ANN001, ANN202 - torchdiffeq's own types
+    def _adaptive_step(self, rk_state):
         before = rk_state.t1
         state = super()._adaptive_step(rk_state)
-        if state.t1 > before and not (len(self.step_t) and state.t1 >= self.step_t[-1]):
+        end = float("inf") if self.step_t is None else float(self.step_t[-1])
+        if state.t1 > before and float(state.t1) < end:
             state = state._replace(f1=self.func(state.t1, state.y1))
         return state
 
@@ -68,13 +69,16 @@ class Solver:
         return self.method in ADAPTIVE
 
     def arguments(self, t0: float, t1: float) -> dict:
-        """Keyword arguments that make `torchdiffeq.odeint` take this solver's steps from t0 to t1."""
+        """Keyword arguments that make `torchdiffeq.odeint` take this solver's steps from t0 to
+        t1."""
         if not self.adaptive:
             steps = max(1, round(abs(t1 - t0) / self.value))
 
             def grid(f: object, y: Tensor, t: Tensor) -> Tensor:
                 # From t itself, for the adjoint ODE runs from t1 to t0.
-                return torch.cat([torch.lerp(t[0], t[-1], k / steps)[None] for k in range(steps)] + [t[-1:]])
+                return torch.cat(
+                    [torch.lerp(t[0], t[-1], k / steps)[None] for k in range(steps)] + [t[-1:]]
+                )
 
             return {"method": self.method, "options": {"grid_constructor": grid}}
         return {
@@ -82,7 +86,8 @@ class Solver:
             "rtol": self.value,
             "atol": self.value,
             "options": {
-                # The last accepted step must end on t1, for the replay starts from what was accepted.
+                # The last accepted step must end on t1, for the replay starts from what was
+                # accepted.
                 "step_t": torch.tensor(sorted([t0, t1]), dtype=torch.float64),
                 # torchdiffeq's guess is 1e-4 at most where theta_0 = 0, and costs ten evaluations.
                 "first_step": abs(t1 - t0) / 4,

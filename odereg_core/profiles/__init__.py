@@ -64,11 +64,11 @@ class Stage(_Section):
 class Augmentation(_Section):
     """What one image may look like twice: see `odereg_core.train.augment`."""
 
-    contrast: float = Field(1.0, ge=0, le=1)
-    bias: float = Field(0.3, ge=0)
-    noise: float = Field(0.03, ge=0)
-    blur: float = Field(0.5, ge=0, le=1)
-    erode: float = Field(0.5, ge=0, le=1)
+    contrast: float = Field(default=1.0, ge=0, le=1)
+    bias: float = Field(default=0.3, ge=0)
+    noise: float = Field(default=0.03, ge=0)
+    blur: float = Field(default=0.5, ge=0, le=1)
+    erode: float = Field(default=0.5, ge=0, le=1)
 
 
 class ModelSection(_Section):
@@ -80,7 +80,7 @@ class ModelSection(_Section):
     network: dict[str, int] = {}
     seed: int = 0
     stages: tuple[Stage, ...]
-    augment: Augmentation = Augmentation()
+    augment: Augmentation = Field(default_factory=Augmentation)
     precision: Literal["float32", "bf16"] = "float32"
     validate_every: int = Field(200, ge=1)
     validation_pairs: int = Field(24, ge=1)
@@ -129,9 +129,13 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such profile; built in: {', '.join(BUILT_IN)}") from None
+        raise InputError(
+            f"{path}: there is no such profile; built in: {', '.join(BUILT_IN)}"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from None
+        raise InputError(
+            f"{path}: not a readable YAML file ({str(error).splitlines()[0]})"
+        ) from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: a profile is a mapping of keys, this is a {type(data).__name__}")
     if (parent := data.pop("extends", None)) is None:

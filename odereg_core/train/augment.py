@@ -17,7 +17,9 @@ from odereg_core.profiles import Augmentation
 Volume = Float[Tensor, "b 1 x y z"]
 
 
-def uniform(shape: tuple[int, ...], low: float, high: float, like: Tensor, rng: torch.Generator) -> Tensor:
+def uniform(
+    shape: tuple[int, ...], low: float, high: float, like: Tensor, rng: torch.Generator
+) -> Tensor:
     """U(low, high), drawn on the CPU so that every device sees the same."""
     return (torch.rand(shape, generator=rng) * (high - low) + low).to(like.device)
 
@@ -40,7 +42,8 @@ def random_contrast(image: Volume, rng: torch.Generator, knots: int = 7) -> Volu
 
 
 def random_edge(image: Volume, rng: torch.Generator) -> Volume:
-    """The brain mask moved in or out of the brain by a smooth random amount, as strippers differ."""
+    """The brain mask moved in or out of the brain by a smooth random amount, as strippers
+    differ."""
     inside = (image > 0).to(image.dtype)
     softened = F.avg_pool3d(F.pad(inside, (1,) * 6), 3, stride=1)
     level = uniform((len(image), 1, 1, 1, 1), 0.35, 0.75, image, rng)

@@ -15,7 +15,8 @@ from odereg_core.files import atomic, load_tensors, save_tensors
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step: a function of seed and step alone, so a resumed run needs no state."""
+    """The random numbers of one step: a function of seed and step alone, so a resumed run needs
+    no state."""
     return torch.Generator().manual_seed((seed << 32) + step)
 
 
@@ -47,7 +48,8 @@ class Checkpoint:
         self.best: dict[str, torch.Tensor] = {}
 
     def keep_best(self, score: float) -> bool:
-        """Keep the present weights if their score is the lowest so far (a new stage starts over)."""
+        """Keep the present weights if their score is the lowest so far (a new stage starts
+        over)."""
         better = score < self.best_score
         if better:
             self.best_score = score
@@ -109,13 +111,16 @@ def run(
 ) -> None:
     """Take steps up to `total`; validate and save every `every` steps and at the steps in `ends`.
 
-    `validate` returns its numbers, of which `rmse_phi_mm` is the score. At a step in `ends` a stage is over: the best weights become the
+    `validate` returns its numbers, of which `rmse_phi_mm` is the score. At a step in `ends` a
+    stage is over: the best weights become the
     present ones and the best score starts over.
     """
     started = time.monotonic() - checkpoint.seconds
     sums: dict[str, float] = {}
     count = 0
-    with tqdm(total=total, initial=checkpoint.step, desc=title, unit="step", mininterval=2.0) as bar:
+    with tqdm(
+        total=total, initial=checkpoint.step, desc=title, unit="step", mininterval=2.0
+    ) as bar:
         while checkpoint.step < total:
             for key, value in step(checkpoint.step).items():
                 sums[key] = sums.get(key, 0.0) + value

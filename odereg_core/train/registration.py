@@ -42,7 +42,8 @@ def build(transform: str, profile: Profile, section: ModelSection) -> MSODENet:
 
 
 class Volumes:
-    """Every training image, on one scale's grid and on the device: no file is read during training."""
+    """Every training image, on one scale's grid and on the device: no file is read during
+    training."""
 
     def __init__(self, cohort: Cohort, split: str, scales: int, total: int, device: str):
         factor = 2 ** (total - scales)
@@ -105,7 +106,8 @@ class Trainer:
         return self._volumes[1]
 
     def motion(self, batch: int, like: Tensor, rng: torch.Generator) -> Tensor:
-        """theta~ of L_self: uniform over the task's range (its own draw, never an evaluation motion)."""
+        """theta~ of L_self: uniform over the task's range (its own draw, never an evaluation
+        motion)."""
         task = MOTIONS[TASKS[self.transform]]
         limits = torch.tensor([math.radians(task.rotation_deg)] * 3 + [task.translation_mm] * 3)
         return uniform((batch, 6), -1.0, 1.0, like, rng) * limits.to(like.device)
@@ -163,7 +165,8 @@ class Trainer:
 def train(
     transform: str, profile: Profile, cohort: Cohort, out: Path, device: str, command: str = ""
 ) -> Path:
-    """Train a model and write `<transform>.safetensors`, its provenance `.json` and `.log.csv` to `out`.
+    """Train a model and write `<transform>.safetensors`, its provenance `.json` and `.log.csv`
+    to `out`.
 
     Goes on from `<transform>.checkpoint.safetensors` where there is one; on the CPU the result is
     then the same to the bit as an uninterrupted run's. Returns the weights file.

@@ -27,7 +27,8 @@ class BSpline:
     theta (B, 3, nx, ny, nz): control displacements in mm, `spacing` mm apart on all axes. The
     control grid is centred on the field of view and reaches past its edges, so every point has its
     4^3 controls; it depends on the field of view alone, hence theta is the same at all scales.
-    `offset` (mm, within ± spacing/2) moves the control grid: section 3.2's simulated motion draws one,
+    `offset` (mm, within ± spacing/2) moves the control grid: section 3.2's simulated motion
+    draws one,
     so that its controls do not coincide with any model's.
     """
 
@@ -41,7 +42,9 @@ class BSpline:
         if not self.spacing > 0:
             raise ValueError(f"control spacing must be positive, got {self.spacing} mm")
         if max(abs(o) for o in self.offset) > self.spacing / 2:
-            raise ValueError(f"offset {self.offset} mm exceeds half the spacing of {self.spacing} mm")
+            raise ValueError(
+                f"offset {self.offset} mm exceeds half the spacing of {self.spacing} mm"
+            )
 
     def control_shape(self, grid: Grid) -> tuple[int, int, int]:
         """Number of control points along each axis."""
@@ -77,10 +80,7 @@ class BSpline:
         batch, shape = theta.shape[0], theta.shape[2:]
         flat = points.expand(batch, *points.shape[1:]).flatten(2)
         index = torch.stack(
-            [
-                (flat[:, a] - self.offset[a]) / self.spacing + (shape[a] - 1) / 2
-                for a in range(3)
-            ],
+            [(flat[:, a] - self.offset[a]) / self.spacing + (shape[a] - 1) / 2 for a in range(3)],
             1,
         )
         first = index.floor().long() - 1

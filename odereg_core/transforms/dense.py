@@ -30,9 +30,8 @@ class Dense:
         self, theta: Float[Tensor, "b 3 x y z"], grid: Grid
     ) -> Float[Tensor, "b 3 x y z"]:
         if tuple(theta.shape[2:]) != grid.shape:
-            raise ValueError(
-                f"a dense theta of {tuple(theta.shape[2:])} voxels on a grid of {grid.shape}: resample it first"
-            )
+            shape = tuple(theta.shape[2:])
+            raise ValueError(f"a theta of {shape} voxels on a grid of {grid.shape}: resample it")
         return theta
 
     def map(

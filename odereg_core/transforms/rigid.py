@@ -23,7 +23,8 @@ def rotation_matrix(angles: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3 3"]:
 
 
 def rotation_angles(matrix: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 3"]:
-    """(rx, ry, rz) in rad of a rotation matrix; ry in [-pi/2, pi/2], the inverse of `rotation_matrix`."""
+    """(rx, ry, rz) in rad of a rotation matrix; ry in [-pi/2, pi/2], the inverse of
+    `rotation_matrix`."""
     return torch.stack(
         [
             torch.atan2(matrix[:, 2, 1], matrix[:, 2, 2]),
@@ -49,9 +50,7 @@ class Rigid:
     ) -> Float[Tensor, "b 6"]:
         return torch.zeros(batch, 6, device=device, dtype=dtype)
 
-    def displacement(
-        self, theta: Float[Tensor, "b 6"], grid: Grid
-    ) -> Float[Tensor, "b 3 x y z"]:
+    def displacement(self, theta: Float[Tensor, "b 6"], grid: Grid) -> Float[Tensor, "b 3 x y z"]:
         x, y, z = grid.axes(theta.device, theta.dtype)
         # (R - 1) p + t is a sum of one term an axis: broadcasting needs no array of points.
         columns = (rotation_matrix(theta[:, :3]) - torch.eye(3).to(theta)).unbind(-1)
@@ -68,13 +67,14 @@ class Rigid:
     def resample(self, theta: Tensor, source: Grid, target: Grid) -> Tensor:
         return theta
 
-    def unit(self, like: Tensor) -> Float[Tensor, "6"]:
+    def unit(self, like: Tensor) -> Float[Tensor, 6]:
         return like.new_tensor(self.ranges)
 
     def rate(
         self, theta: Float[Tensor, "b 6"], velocity: Float[Tensor, "b 6"]
     ) -> Float[Tensor, "b 6"]:
-        """d theta / dt for a twist (omega in rad, v in mm, per unit time) in the warped image's frame.
+        """d theta / dt for a twist (omega in rad, v in mm, per unit time) in the warped image's
+        frame.
 
         The warped image x∘phi_theta shows how far it is from the fixed one in its own frame,
         delta, and the map sought is phi_theta∘delta. Hence R' = R [omega]_x and t' = R v; the

@@ -44,14 +44,18 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> MSODENet:
     try:
         spec = json.loads(metadata["model"])
         if spec["format"] != FORMAT:
-            raise InputError(f"{path}: weights of format {spec['format']!r}, this version reads {FORMAT!r}")
+            raise InputError(
+                f"{path}: weights of format {spec['format']!r}, this version reads {FORMAT!r}"
+            )
         grid = Grid(tuple(spec["shape"]), tuple(spec["spacing"]))
         model = MSODENet(spec["transform"], grid, spec["solvers"], spec["time"], **spec["network"])
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: not the weights of an MS-ODENet ({str(error).splitlines()[0]})") from None
+        raise InputError(
+            f"{path}: not the weights of an MS-ODENet ({str(error).splitlines()[0]})"
+        ) from None
     return model.float().to(device).eval()
 
 
@@ -59,5 +63,7 @@ def shipped(name: str) -> Path:
     """The weights file that came with the package. Raises InputError where there is none."""
     path = HERE / f"{name}.safetensors"
     if not path.exists():
-        raise InputError(f"no weights of '{name}' come with this version: train them, or name a file")
+        raise InputError(
+            f"no weights of '{name}' come with this version: train them, or name a file"
+        )
     return path

@@ -1,4 +1,5 @@
-"""The solvers against SciPy and closed forms, the adjoints against each other and finite differences."""
+"""The solvers against SciPy and closed forms, the adjoints against each other and finite
+differences."""
 
 import math
 
@@ -97,7 +98,8 @@ def test_the_continuous_adjoint_converges_to_the_same_gradient():
         max(float((a - b).abs().max()) for a, b in zip(g, exact, strict=True))
         for g in (coarse, fine)
     ]
-    assert errors[1] < 1e-6 and errors[1] < errors[0] / 100
+    assert errors[1] < 1e-6
+    assert errors[1] < errors[0] / 100
 
 
 def test_euler_is_euler():
@@ -132,8 +134,9 @@ def test_heun_steps_start_from_their_own_slope():
     )
     assert solution.accepted > 3
     for (t, y), (t1, y1) in zip(
-        zip(solution.times, solution.states),
-        zip(solution.times[1:], solution.states[1:]),
+        zip(solution.times, solution.states, strict=False),
+        zip(solution.times[1:], solution.states[1:], strict=False),
+        strict=False,
     ):
         dt, t = t1 - t, torch.tensor(t, dtype=torch.float64)
         k1 = f(t, y)
@@ -159,13 +162,16 @@ def test_trajectory_and_backwards_time():
     solution = integrate(lambda t, y: y, start, 1.0, 0.0, solver="F(0.001)", trajectory=True)
     assert solution.theta.item() == pytest.approx(math.exp(-1), abs=1e-3)
     assert len(solution.times) == len(solution.states) == 1001
-    assert solution.times[0] == 1.0 and solution.times[-1] == 0.0
+    assert solution.times[0] == 1.0
+    assert solution.times[-1] == 0.0
 
 
 def test_a_solve_that_would_not_end_says_where():
-    explodes = dict(solver="A(1e-3)", label="segment 2 of 3")
+    explodes = {"solver": "A(1e-3)", "label": "segment 2 of 3"}
     one = torch.ones(1, 1)
-    with pytest.raises(SolverError, match=r"segment 2 of 3: more than 200 evaluations at t = [01]\.\d+"):
+    with pytest.raises(
+        SolverError, match=r"segment 2 of 3: more than 200 evaluations at t = [01]\.\d+"
+    ):
         integrate(lambda t, y: y**2, one, 0.0, 2.0, budget=200, **explodes)
     with pytest.raises(SolverError, match="segment 2 of 3: underflow"):
         integrate(lambda t, y: y * torch.nan, one, 0.0, 2.0, **explodes)
@@ -191,8 +197,10 @@ def test_what_is_no_solver_is_refused(text):
 
 @pytest.mark.parametrize("solver", ["F(0.1)", "A(1e-3)"])
 def test_aca_keeps_no_graph_between_steps(solver):
-    """After the forward pass the only node behind theta is ACA's own, whose inputs are the leaves."""
+    """After the forward pass the only node behind theta is ACA's own, whose inputs are the
+    leaves."""
     f, y, image = problem()
     end = integrate(f, y, 0.0, 1.0, solver=solver, adjoint="aca", args=(image, 2.0)).theta
     behind = [node for node, _ in end.grad_fn.next_functions if node is not None]
-    assert behind and all(type(node).__name__ == "AccumulateGrad" for node in behind)
+    assert behind
+    assert all(type(node).__name__ == "AccumulateGrad" for node in behind)

@@ -179,7 +179,7 @@ def test_unsuitable_parameters_are_refused():
         BSpline(0.0)
     with pytest.raises(ValueError, match="offset"):
         BSpline(10.0, (6.0, 0.0, 0.0))
-    with pytest.raises(ValueError, match="resample"):
+    with pytest.raises(ValueError, match="resample it"):
         Dense().displacement(torch.zeros(1, 3, 2, 2, 2), GRID)
 
 
