@@ -1,0 +1,124 @@
+"""The evaluation: perfect and absent registration, ANTs as the yardstick, tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from odereg_core.baselines.ants import AntsRigid
+from odereg_core.baselines.base import Outcome
+from odereg_core.cohort import contrast_pairs
+from odereg_core.errors import InputError
+from odereg_core.experiments import evaluate as evaluation
+from odereg_core.experiments.methods import METHODS, Method
+from odereg_core.experiments.tables import paper_table, summary, table1
+from odereg_core.grid import Grid
+from odereg_core.metrics import rmse_phi
+from odereg_core.pairs import pair_keys, simulate
+from odereg_core.transforms import Rigid
+from odereg_core.warp import warp
+
+
+@pytest.fixture
+def pair(tiny_cohort):
+    name = tiny_cohort.names("test")[0]
+    key = pair_keys([name], tiny_cohort.contrasts, "rigid", 1, 0)[0]
+    return simulate(tiny_cohort, tiny_cohort.load(name), key, 3)
+
+
+def test_the_true_map_scores_perfectly(pair):
+    scores = evaluation.score(pair, pair.displacement)
+    assert scores["rmse_phi_mm"] == 0 and scores["rmse_x"] == 0 and scores["dice"] == 1
+    assert scores["folding"] == 0 and scores["start_mm"] > 5
+
+
+def test_no_registration_scores_the_start(pair):
+    scores = evaluation.score(pair, torch.zeros_like(pair.displacement))
+    assert scores["rmse_phi_mm"] == scores["start_mm"]
+    assert scores["dice"] < 0.9 and scores["rmse_x"] > 0.05
+
+
+def test_there_are_twelve_pairs_and_samples_go_round_the_subjects():
+    assert len(contrast_pairs()) == 12 and len(set(contrast_pairs())) == 12
+    names = [f"s{i}" for i in range(5)]
+    contrasts = ("t1", "t1ce", "t2", "flair")
+    assert len(pair_keys(names, contrasts, "rigid")) == 60
+    some = pair_keys(names, contrasts, "rigid", 5, seed=3)
+    assert {key.subject for key in some} == set(names)
+    assert some == pair_keys(names, contrasts, "rigid", 5, seed=3)
+
+
+@pytest.mark.slow
+def test_ants_recovers_small_motions_to_well_under_a_voxel():
+    """Across contrasts, at 3 mm: the yardstick is run as well as it can be."""
+    from data_prep import phantom
+    from odereg_core.volume import normalise
+
+    volumes = phantom.subject(7, 1, 3.0)
+    grid = Grid(volumes["t1"].shape, (3.0, 3.0, 3.0))
+    moving, fixed = (
+        torch.from_numpy(normalise(volumes[c].astype(np.float32), volumes[c] > 0))[None, None]
+        for c in ("t1", "t2")
+    )
+    theta = torch.tensor([[0.10, -0.08, 0.12, 4.0, -5.0, 3.0]])
+    u = Rigid().displacement(theta, grid)
+    outcome = AntsRigid()(moving, warp(fixed, u, grid), grid)
+    again = AntsRigid()(moving, warp(fixed, u, grid), grid)
+    assert float(rmse_phi(outcome.displacement, u, warp(fixed, u, grid) > 0)) < 1.0
+    assert torch.equal(outcome.displacement, again.displacement)
+
+
+def test_a_method_is_one_entry(tiny_cohort, tmp_path, monkeypatch):
+    def load(models, device):
+        return lambda moving, fixed, grid: Outcome(torch.ones(1, 3, *grid.shape), nfe=3)
+
+    monkeypatch.setitem(METHODS, "shift", Method("a shift", ("rigid",), load))
+    table = evaluation.evaluate("shift", "rigid", tiny_cohort, tmp_path, count=3)
+    assert list(table.columns) == evaluation.COLUMNS
+    assert len(table) == 3 and (table.nfe == 3).all() and (table.seconds > 0).all()
+    evaluation.write_results(table, tmp_path / "rigid" / "shift.csv", profile="tiny")
+    merged = evaluation.merge(tmp_path)
+    pd.testing.assert_frame_equal(merged, table, rtol=1e-4, check_dtype=False)
+
+
+def test_scores_repeat_to_the_bit(tiny_cohort, tmp_path):
+    tables = [
+        evaluation.evaluate("ants_rigid", "rigid", tiny_cohort, tmp_path, count=1).drop(
+            columns="seconds"
+        )
+        for _ in range(2)
+    ]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+def test_unknown_methods_and_tables_are_refused(tiny_cohort, tmp_path):
+    with pytest.raises(InputError, match="no method 'magic'"):
+        evaluation.evaluate("magic", "rigid", tiny_cohort, tmp_path)
+    with pytest.raises(InputError, match="holds no results"):
+        evaluation.merge(tmp_path)
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="lacks the column 'task'"):
+        evaluation.read_results(tmp_path / "x.csv")
+
+
+def test_the_papers_table_is_whole():
+    table = paper_table()
+    assert len(table) == 16
+    assert table.loc[("rigid", "MS-ODENet(R)"), ("rmse_phi_mm", "mean")] == 3.57
+    assert table.loc[("rigid+deformable", "MS-ODENet(R+B)"), ("dice", "sd")] == 9.9
+
+
+def test_table_1_shows_what_was_run_and_says_what_was_not():
+    rows = [
+        {"task": "rigid", "method": "ants_rigid", "dice": d, "rmse_x": 0.05, "rmse_phi_mm": e,
+         "seconds": 2.0}
+        for d, e in ((0.5, 2.0), (0.7, 8.0))
+    ]  # fmt: skip
+    results = pd.DataFrame(rows)
+    numbers = summary(results, voxel_mm=3.0).loc[("rigid", "ANTs")]
+    assert numbers[("dice", "mean")] == pytest.approx(60)
+    assert numbers[("success", "%")] == 50 and numbers[("rmse_phi_mm", "median")] == 5
+    table = table1(results, 3.0)
+    assert table.loc[("rigid", "ANTs"), ("Dice / %", "here")] == "60.00 (14.14)"
+    assert table.loc[("rigid", "ANTs"), ("Dice / %", "paper")] == "63.00 (40.50)"
+    assert (table.xs("here", axis=1, level=1) == "not run yet").all(axis=1).sum() == 15

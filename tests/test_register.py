@@ -1,0 +1,187 @@
+"""`odereg register`: its files, that other tools reproduce them, real scans, and bad input."""
+
+import json
+from pathlib import Path
+
+import ants
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from typer.testing import CliRunner
+
+from odereg_core import cli
+from odereg_core.errors import InputError
+from odereg_core.register import register
+from odereg_core.volume import Volume
+from odereg_core.weights import load_model, save_model
+
+REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def turning(untrained, tmp_path_factory):
+    """Weights of a model that returns one rotation and shift, whatever it sees."""
+    model = load_model(untrained)
+    with torch.no_grad():
+        model.networks[0].head[-1].bias.copy_(torch.tensor([0.1, -0.05, 0.15, 0.2, -0.1, 0.15]))
+    path = tmp_path_factory.mktemp("turning") / "rigid.safetensors"
+    save_model(path, model)
+    return path
+
+
+def blob(path, shape, spacing, turn=0.0, flip=False, dtype=np.float32, seed=0):
+    """A smooth head-like object on an oblique, anisotropic grid."""
+    c, s = np.cos(turn), np.sin(turn)
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.diag(spacing)
+    if flip:
+        affine[:3, 0] *= -1
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2) + [12.0, -7.0, 30.0]
+    world = np.tensordot(affine[:3, :3], np.indices(shape), 1) + affine[:3, 3].reshape(3, 1, 1, 1)
+    centred = world - np.array([12.0, -7.0, 30.0]).reshape(3, 1, 1, 1)
+    r = np.sqrt(((centred / np.array([60, 75, 55]).reshape(3, 1, 1, 1)) ** 2).sum(0))
+    texture = np.sin(centred[0] / 9) * np.cos(centred[1] / 11 + seed) + np.sin(centred[2] / 8)
+    data = np.where(r < 1, 500 + 120 * texture, 0).clip(0)
+    nib.save(nib.Nifti1Image(data.astype(dtype), affine), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    moving = blob(folder / "moving.nii.gz", (60, 70, 40), (2.5, 2.5, 4.0), 0.2, True, np.int16)
+    fixed = blob(folder / "fixed.nii", (50, 64, 48), (3.0, 2.6, 3.1), -0.3, seed=1)
+    return moving, fixed
+
+
+@pytest.fixture(scope="module")
+def result(scans, turning, tmp_path_factory):
+    out = tmp_path_factory.mktemp("result")
+    register(*scans, weights=turning, device="cpu").save(out)
+    return out
+
+
+def test_files_and_report(scans, result):
+    names = {p.name for p in result.iterdir()}
+    assert names == {"warped.nii.gz", "displacement.nii.gz", "affine.mat", "report.json"}
+    fixed, warped = nib.load(scans[1]), nib.load(result / "warped.nii.gz")
+    assert warped.shape == fixed.shape
+    np.testing.assert_allclose(warped.affine, fixed.affine, atol=1e-5)
+    report = json.loads((result / "report.json").read_text())
+    assert report["transform"] == "rigid" and report["seconds"] > 0
+    assert len(report["function_evaluations"]) == 3
+    assert report["displacement_mm"]["mean"] > 1
+    assert {"device", "libraries", "commit", "odereg_core"} <= set(report)
+
+
+def test_simpleitk_reproduces_the_warp_from_either_file(scans, result):
+    moving = sitk.ReadImage(str(scans[0]), sitk.sitkFloat32)
+    fixed = sitk.ReadImage(str(scans[1]), sitk.sitkFloat32)
+    ours = nib.load(result / "warped.nii.gz").get_fdata()
+    field = sitk.ReadImage(str(result / "displacement.nii.gz"), sitk.sitkVectorFloat64)
+    for transform in (
+        sitk.ReadTransform(str(result / "affine.mat")),
+        sitk.DisplacementFieldTransform(field),
+    ):
+        theirs = sitk.Resample(moving, fixed, transform, sitk.sitkLinear, 0.0)
+        difference = np.abs(sitk.GetArrayFromImage(theirs).T - ours)
+        scale = ours.max()
+        assert np.percentile(difference, 99) < 1e-3 * scale
+        assert (difference > 0.01 * scale).mean() < 0.002  # rims of the field of view
+    assert ours.std() > 50
+
+
+def test_ants_reproduces_the_warp(scans, result):
+    moving, fixed = (ants.image_read(str(p)) for p in scans)
+    ours = nib.load(result / "warped.nii.gz").get_fdata()
+    for name in ("affine.mat", "displacement.nii.gz"):
+        theirs = ants.apply_transforms(fixed, moving, [str(result / name)]).numpy()
+        difference = np.abs(theirs - ours)
+        assert np.percentile(difference, 99) < 1e-3 * ours.max()
+
+
+def test_one_grid_turns_about_its_centre(scans, untrained):
+    result = register(scans[0], scans[0], weights=untrained, device="cpu")
+    assert result.report["start"] == "shared grid"
+    assert np.abs(result.displacement).max() < 1e-3
+    np.testing.assert_allclose(result.warped.data, Volume.load(scans[0]).data, atol=0.1)
+
+
+def test_different_grids_start_at_the_centres_of_mass(tmp_path, scans, untrained):
+    far = nib.load(scans[0])
+    affine = far.affine.copy()
+    affine[:3, 3] += [300.0, -200.0, 100.0]
+    nib.save(nib.Nifti1Image(np.asarray(far.dataobj), affine), tmp_path / "far.nii.gz")
+    result = register(tmp_path / "far.nii.gz", scans[0], weights=untrained, device="cpu")
+    assert result.report["start"] == "centres of mass"
+    shift = result.displacement.reshape(3, -1).mean(1)
+    np.testing.assert_allclose(shift, [300.0, -200.0, 100.0], atol=0.5)
+    error = np.abs(result.warped.data - Volume.load(scans[0]).data)
+    assert error.mean() < 5
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real volumes are not beside this repository")
+def test_real_scans_in_brats_space_and_as_the_scanner_gave_them(tmp_path, turning):
+    brats = REAL / "brats_layout" / "TCGA-FG-6692"
+    native = REAL / "native" / "TCGA-FG-6692"
+    for moving, fixed in (
+        (brats / "TCGA-FG-6692_t1.nii.gz", brats / "TCGA-FG-6692_t2.nii.gz"),
+        (native / "t2.nii.gz", native / "flair.nii.gz"),
+        (native / "t1ce.nii.gz", brats / "TCGA-FG-6692_t1ce.nii.gz"),
+    ):
+        register(moving, fixed, weights=turning, device="cpu").save(tmp_path)
+        warped, target = nib.load(tmp_path / "warped.nii.gz"), nib.load(fixed)
+        assert warped.shape == target.shape
+        np.testing.assert_allclose(warped.affine, target.affine, atol=1e-3)
+        a, b = warped.get_fdata() > 20, target.get_fdata() > 20
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.5  # the heads overlap
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["odereg", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_bad_input_is_one_sentence_and_exit_2(tmp_path, scans, untrained, monkeypatch, capsys):
+    broken = tmp_path / "cut.nii.gz"
+    broken.write_bytes(scans[0].read_bytes()[:2000])
+    constant = tmp_path / "flat.nii"
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.float32), np.eye(4)), constant)
+    weights = ["--weights", untrained, "--out", tmp_path / "out"]
+    for bad, words in (
+        (tmp_path / "none.nii", "no such file"),
+        (broken, "cut.nii.gz"),
+        (constant, "every voxel is 1"),
+        (untrained, "not a readable NIfTI file"),
+    ):
+        code, error = run(monkeypatch, capsys, "register", bad, scans[1], *weights)
+        assert code == 2
+        assert error.startswith("error: ") and words in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    code, error = run(monkeypatch, capsys, "register", *scans, *weights, "--transform", "affine")
+    assert code == 2 and "no transform 'affine'" in error
+
+
+def test_unwritable_output(tmp_path, scans, untrained):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        register(*scans, weights=untrained, device="cpu").save(tmp_path / "file")
+
+
+def test_help_reads_well():
+    answer = CliRunner().invoke(cli.app, ["--help"])
+    assert answer.exit_code == 0
+    for command in ("register", "train", "evaluate", "merge", "info"):
+        assert command in answer.output
+        assert CliRunner().invoke(cli.app, [command, "--help"]).exit_code == 0
+
+
+def test_info(untrained):
+    answer = CliRunner().invoke(cli.app, ["info"])
+    assert answer.exit_code == 0 and "ants_rigid" in answer.output
+    answer = CliRunner().invoke(cli.app, ["info", str(untrained)])
+    assert json.loads(answer.output)["transform"] == "rigid"
