@@ -137,7 +137,7 @@ class Trainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        return {"loss": float(loss), "nfe": result.nfe}
+        return {"loss": float(loss.detach()), "nfe": result.nfe}
 
     @torch.no_grad()
     def validate(self, scales: int) -> dict[str, float]:
