@@ -17,6 +17,7 @@ from torch import Tensor
 
 from odereg_core.baselines.base import Outcome
 from odereg_core.grid import Grid
+from odereg_core.transforms import Rigid
 
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 os.environ.setdefault("ANTS_RANDOM_SEED", "1")
@@ -28,35 +29,48 @@ import ants
 class AntsRigid:
     """Rigid registration with Mattes mutual information, started at the centres of mass.
 
-    The pyramid suits brains at 3 mm: the package's own starts at a shrink factor of 6, 18 mm there,
-    and fails more often. At other spacings it is scaled to keep its sizes in mm.
+    Two stages. The search, with every voxel sampled, decides whether a pair succeeds: on real
+    volumes at 3 mm it brought 62 % of pairs under two voxels, against 31 % with the package's
+    sampling of a fifth. The polish, at full resolution from there, costs little with a quarter of
+    the voxels and halves the error of what succeeded. Shrink factors are held in mm.
     """
 
-    shrink_mm: tuple[float, ...] = (12.0, 9.0, 6.0, 3.0)
-    smoothing_voxels: tuple[int, ...] = (3, 2, 1, 0)
-    iterations: tuple[int, ...] = (2100, 1200, 1200, 100)
+    shrink_mm: tuple[float, ...] = (12.0, 9.0, 6.0)
+    smoothing_voxels: tuple[int, ...] = (3, 2, 1)
+    iterations: tuple[int, ...] = (1000, 500, 250)
+    polish_iterations: int = 100
+    polish_sampling: float = 0.25
     bins: int = 32
-    sampling: float = 0.2
 
     def __call__(self, moving: Tensor, fixed: Tensor, grid: Grid) -> Outcome:
         """Register one pair (1, 1, X, Y, Z) in [0, 1]; theta (1, 6) in rad and mm, on the CPU."""
-        from odereg_core.transforms import Rigid
-
         shrink = tuple(max(1, round(mm / min(grid.spacing))) for mm in self.shrink_mm)
         with tempfile.TemporaryDirectory(prefix="odereg-ants-") as folder:
-            result = ants.registration(
-                fixed=to_ants(fixed, grid),
-                moving=to_ants(moving, grid),
-                type_of_transform="Rigid",
-                outprefix=str(Path(folder) / "ants"),
-                aff_metric="mattes",
-                aff_sampling=self.bins,
-                aff_random_sampling_rate=self.sampling,
+            common = {
+                "fixed": to_ants(fixed, grid),
+                "moving": to_ants(moving, grid),
+                "type_of_transform": "Rigid",
+                "aff_metric": "mattes",
+                "aff_sampling": self.bins,
+            }
+            search = ants.registration(
+                **common,
+                outprefix=str(Path(folder) / "search"),
+                aff_random_sampling_rate=1.0,
                 aff_shrink_factors=shrink,
                 aff_smoothing_sigmas=self.smoothing_voxels,
                 aff_iterations=self.iterations,
             )
-            matrix = read_rigid(result["fwdtransforms"][0])
+            polish = ants.registration(
+                **common,
+                outprefix=str(Path(folder) / "polish"),
+                initial_transform=search["fwdtransforms"],
+                aff_random_sampling_rate=self.polish_sampling,
+                aff_shrink_factors=(1,),
+                aff_smoothing_sigmas=(0,),
+                aff_iterations=(self.polish_iterations,),
+            )
+            matrix = read_rigid(polish["fwdtransforms"][0])
         theta = Rigid().from_matrix(matrix[None]).float()
         return Outcome(Rigid().displacement(theta, grid), theta=theta)
 
