@@ -18,7 +18,9 @@ def main() -> int:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--timeout", type=int, default=1800, help="seconds a cell")
     options = parser.parse_args()
-    parameters = {"profile": options.profile, "run_dir": str(options.run_dir.resolve())}
+    # Relative to the notebook, so that no page names a folder of the machine that built it.
+    run_dir = os.path.relpath(options.run_dir, options.source.parent)
+    parameters = {"profile": options.profile, "run_dir": run_dir}
     # papermill only warns of a parameter that the notebook does not have.
     if unknown := set(parameters) - set(papermill.inspect_notebook(str(options.source))):
         print(f"error: {options.source} has no parameter '{min(unknown)}'", file=sys.stderr)

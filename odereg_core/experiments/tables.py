@@ -59,7 +59,7 @@ def table1(results: pd.DataFrame, voxel_mm: float) -> pd.DataFrame:
             line[head, "here"] = (
                 _cell(ours.loc[key, (measure, "mean")], ours.loc[key, (measure, "sd")])
                 if key in ours.index
-                else "not run yet"
+                else "missing"
             )
             line[head, "paper"] = (
                 _cell(paper.loc[key, (measure, "mean")], paper.loc[key, (measure, "sd")])

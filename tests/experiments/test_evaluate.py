@@ -121,4 +121,4 @@ def test_table_1_shows_what_was_run_and_says_what_was_not():
     table = table1(results, 3.0)
     assert table.loc[("rigid", "ANTs"), ("Dice / %", "here")] == "60.00 (14.14)"
     assert table.loc[("rigid", "ANTs"), ("Dice / %", "paper")] == "63.00 (40.50)"
-    assert (table.xs("here", axis=1, level=1) == "not run yet").all(axis=1).sum() == 15
+    assert (table.xs("here", axis=1, level=1) == "missing").all(axis=1).sum() == 15
