@@ -55,7 +55,7 @@ if not BRATS and settings.cohort:
             "data_prep/phantom.py",
         output:
             f"{COHORT}/phantom.json",
-        threads: workflow.cores
+        threads: 8
         params:
             c=settings.cohort,
         shell:
@@ -70,7 +70,7 @@ rule prepared:
         CORE,
     output:
         f"{RUN}/prepared/cohort.json",
-    threads: workflow.cores
+    threads: 8
     resources:
         mem_mb=16000,
         runtime=240,
