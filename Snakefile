@@ -6,7 +6,6 @@
 Everything of a profile lies in runs/<profile>.
 """
 
-import re
 from pathlib import Path
 
 from odereg_core.experiments.methods import METHODS

@@ -1,9 +1,10 @@
-"""Build the HTML book from the pages here and executed notebooks: python book/assemble.py
-NOTEBOOKS OUT.
+"""Build the HTML book from the pages here and executed notebooks.
+
+    python book/assemble.py NOTEBOOKS OUT
 
 Built beside OUT and swapped in when whole; warnings are errors. MathJax is fetched once from the
-npm registry,
-checked against its digest, and served from the book, so that no page loads anything from elsewhere.
+npm registry, checked against its digest, and served from the book, so that no page loads anything
+from elsewhere.
 """
 
 from __future__ import annotations

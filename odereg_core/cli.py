@@ -38,8 +38,7 @@ def register(
     """Register any two 3-D NIfTI volumes of a head.
 
     Writes warped.nii.gz (on the fixed volume's grid), displacement.nii.gz (an ITK displacement
-    field on
-    that grid holding the whole map), affine.mat (ITK) and report.json into OUT.
+    field on that grid holding the whole map), affine.mat (ITK) and report.json into OUT.
     """
     from odereg_core.register import register as run
 

@@ -1,5 +1,4 @@
-"""Register two scans as they come: any grid, orientation and number type (the `odereg register`
-command)."""
+"""Register two scans as they come, of any grid, orientation and number type."""
 
 from __future__ import annotations
 
@@ -88,7 +87,8 @@ def register(
 
     grid = model.grids[-1]
     masks = foreground(moving), foreground(fixed)
-    if moving.same_grid(fixed):
+    shared = moving.same_grid(fixed)
+    if shared:
         centres = moving.centre, fixed.centre
     else:
         centres = centre_of_mass(moving, masks[0]), centre_of_mass(fixed, masks[1])
@@ -118,7 +118,7 @@ def register(
         "moving": Path(moving.path).name,
         "fixed": Path(fixed.path).name,
         "transform": transform,
-        "start": "shared grid" if moving.same_grid(fixed) else "centres of mass",
+        "start": "shared grid" if shared else "centres of mass",
         "rotation_deg": [round(math.degrees(a), 3) for a in theta[0, :3].tolist()],
         "translation_mm": [round(t, 3) for t in theta[0, 3:].tolist()],
         "displacement_mm": {

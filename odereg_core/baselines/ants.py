@@ -90,9 +90,8 @@ def read_rigid(path: str) -> Tensor:
     parameters = np.asarray(transform.parameters, dtype=np.float64)
     centre = np.asarray(transform.fixed_parameters, dtype=np.float64)
     matrix = np.eye(4)
-    if (
-        parameters.size == 6
-    ):  # Euler3DTransform: ITK's own order of angles, so let it tell the points
+    if parameters.size == 6:
+        # Euler3DTransform has ITK's own order of angles, so let it tell the points.
         basis = np.vstack([np.zeros(3), np.eye(3)])
         image = np.array([transform.apply_to_point(tuple(p)) for p in basis])
         matrix[:3, :3], matrix[:3, 3] = (image[1:] - image[0]).T, image[0]

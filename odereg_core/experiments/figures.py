@@ -22,11 +22,8 @@ from odereg_core.pairs import Pair
 from odereg_core.transforms import Rigid
 from odereg_core.warp import warp
 
-OURS, THEIRS, START = (
-    "#0072B2",
-    "#D55E00",
-    "#999999",
-)  # of Okabe and Ito's colour-blind-safe palette
+# Of Okabe and Ito's colour-blind-safe palette.
+OURS, THEIRS, START = "#0072B2", "#D55E00", "#999999"
 LABEL_COLOURS = {1: "#E69F00", 2: "#56B4E9", 4: "#D55E00"}
 plt.rcParams.update({"figure.dpi": 96, "axes.spines.top": False, "axes.spines.right": False})
 
@@ -43,6 +40,12 @@ def _show(ax: Axes, picture: np.ndarray, title: str = "", **how: object) -> None
     ax.set_axis_off()
     if title:
         ax.set_title(title, fontsize=9)
+
+
+def _mark(ax: Axes, places: Sequence[float]) -> None:
+    """Dotted lines where one scale or stage hands over to the next."""
+    for place in places:
+        ax.axvline(place, color=START, lw=0.8, ls=":")
 
 
 def montage(cohort: Cohort, names: Sequence[str]) -> Figure:
@@ -190,8 +193,7 @@ def trajectory_animation(result: Registration, pair: Pair) -> Animation:
         _show(middle, _slice(pair.fixed), "fixed")
         right.plot(times, errors, ".-", color=OURS, lw=1)
         right.plot(times[i], errors[i], "o", color=THEIRS)
-        for boundary in result.segments[1:]:
-            right.axvline(boundary.times[0], color=START, lw=0.8, ls=":")
+        _mark(right, [segment.times[0] for segment in result.segments[1:]])
         right.set(
             xlabel="t", ylabel="RMSE(φ) / mm", ylim=(0, None), title=f"step {i} of {len(steps) - 1}"
         )
@@ -218,8 +220,7 @@ def theta_figure(result: Registration, truth: Tensor | None = None) -> Figure:
             ax.plot(times, values * scale, ".-", color=colour, lw=1, label="xyz"[k])
             if truth is not None:
                 ax.axhline(float(truth[0, part][k]) * scale, color=colour, ls="--", lw=0.8)
-        for segment in result.segments[1:]:
-            ax.axvline(segment.times[0], color=START, lw=0.8, ls=":")
+        _mark(ax, [segment.times[0] for segment in result.segments[1:]])
         ax.set(xlabel="t", ylabel=label)
     axes[0].legend(frameon=False, title="axis")
     fig.tight_layout()
@@ -231,8 +232,7 @@ def training_figure(curve: Sequence[Sequence[float]], stages: Sequence[int] = ()
     steps, errors = zip(*curve, strict=True)
     fig, ax = plt.subplots(figsize=(7, 3))
     ax.plot(steps, errors, ".-", color=OURS)
-    for end in stages:
-        ax.axvline(end, color=START, ls=":", lw=0.8)
+    _mark(ax, stages)
     ax.set(xlabel="step", ylabel="RMSE(φ) / mm, validation", ylim=(0, None))
     fig.tight_layout()
     return fig
