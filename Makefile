@@ -1,5 +1,5 @@
 # One command for each thing one does here. It sets up what it needs, and redoes only what changed.
-#   make book [PROFILE=smoke|demo|paper] [BRATS=/path/to/BraTS2020]    make test    make lint    make clean
+#   make book [PROFILE=smoke|demo|paper] [BRATS=/path/to/BraTS2020]    make test    make lint    make bench    make clean
 
 PROFILE ?= demo
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -21,7 +21,7 @@ READY := .venv/.ready
 BIN := .venv/bin/
 endif
 
-.PHONY: help book results test lint clean
+.PHONY: help book results test lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -52,6 +52,9 @@ lint: $(READY)
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
 	$(BIN)pyright
+
+bench: $(READY)
+	$(BIN)python -m odereg_core.bench $(BENCH)
 
 clean:
 	rm -rf runs .snakemake .pytest_cache .ruff_cache .hypothesis build dist

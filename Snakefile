@@ -24,7 +24,8 @@ NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
 RESULTS = [
     f"{RUN}/results/{task}/{method}.csv" for method, m in METHODS.items() for task in m.tasks
 ]
-MODELS = sorted({f"{RUN}/models/{name}.safetensors" for m in METHODS.values() for name in m.models})
+NAMES = {*settings.encoders, *(name for m in METHODS.values() for name in m.models)}
+MODELS = [f"{RUN}/models/{name}.safetensors" for name in sorted(NAMES)]
 
 
 def sources(*folders):
@@ -34,7 +35,7 @@ def sources(*folders):
 
 CORE = sources("grid.py", "volume.py", "warp.py", "transforms/*.py", "cohort.py", "files.py")
 MODEL = sources("ode/*.py", "networks/*.py", "msodenet.py", "motion.py", "pairs.py", "metrics.py")
-TRAIN = sources("losses.py", "train/*.py")
+TRAIN = sources("losses.py", "similarity.py", "train/*.py")
 
 
 rule book:
@@ -94,6 +95,8 @@ else:
 
     rule trained_model:
         input:
+            # L_sim needs the encoder first.
+            lambda w: [] if w.model == "encoder" else f"{RUN}/models/encoder.safetensors",
             f"{RUN}/prepared/cohort.json",
             CORE,
             MODEL,
@@ -148,7 +151,7 @@ rule notebook:
         CORE,
         MODEL,
         TRAIN,
-        sources("experiments/*", "register.py"),
+        sources("experiments/*.py", "experiments/*.yaml", "experiments/figures/*.py", "register.py"),
     output:
         f"{RUN}/notebooks/{{name}}.ipynb",
     resources:

@@ -26,6 +26,8 @@ def main() -> int:
         print(f"error: {options.source} has no parameter '{min(unknown)}'", file=sys.stderr)
         return 2
     options.target.parent.mkdir(parents=True, exist_ok=True)
+    # The kernel inherits it: a page has no sliders (odereg_core.experiments.widgets).
+    os.environ["ODEREG_STATIC"] = "1"
     partial = options.target.with_name(f".{options.target.stem}.partial.ipynb")
     try:
         papermill.execute_notebook(

@@ -209,8 +209,10 @@ def split(names: list[str], with_mask: list[str], profile: Profile) -> dict[str,
     }
 
 
-def build(root: Path, out: Path, profile: Profile, jobs: int = 1) -> Cohort:
-    """Check, prepare and split a folder.
+def build(
+    root: Path, out: Path, profile: Profile, jobs: int = 1, test_only: bool = False
+) -> Cohort:
+    """Check, prepare and split a folder; with `test_only` all of its subjects are for testing.
 
     Raises InputError with every fault found in it; then nothing is written.
     """
@@ -227,7 +229,10 @@ def build(root: Path, out: Path, profile: Profile, jobs: int = 1) -> Cohort:
         count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
         raise InputError(f"{root}: {count}, nothing written:\n  " + "\n  ".join(faults))
     names = [s.name for s in subjects]
-    parts = split(names, [s.name for s in subjects if s.mask], profile)
+    if test_only:
+        parts = {"train": [], "val": [], "test": names}
+    else:
+        parts = split(names, [s.name for s in subjects if s.mask], profile)
     note = root / "phantom.json"
     made_by = read_json(note) if note.exists() else {"made_by": "BraTS 2020 layout"}
 
@@ -260,11 +265,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="subjects in BraTS's layout")
     parser.add_argument("out", type=Path, help="folder for the prepared cohort")
     parser.add_argument("--profile", default="demo", help="a profile or its file (default demo)")
+    parser.add_argument("--test-only", action="store_true", help="no split: all are test subjects")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     options = parser.parse_args(argv)
     try:
         profile = load_profile(options.profile)
-        cohort = build(options.folder, options.out, profile, max(1, options.jobs))
+        cohort = build(
+            options.folder, options.out, profile, max(1, options.jobs), options.test_only
+        )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

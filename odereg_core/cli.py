@@ -29,29 +29,40 @@ def register(
     moving: Annotated[Path, typer.Argument(help="The NIfTI volume to be warped.")],
     fixed: Annotated[Path, typer.Argument(help="The NIfTI volume it is brought to.")],
     out: Annotated[Path, typer.Option(help="Folder for the results; made if need be.")],
-    transform: Annotated[str, typer.Option(help="The kind of map: rigid.")] = "rigid",
+    transform: Annotated[
+        str,
+        typer.Option(help="The kind of map: rigid, bspline, dense, rigid+bspline, rigid+dense."),
+    ] = "rigid",
     weights: Annotated[
-        Path | None, typer.Option(help="Weights other than the shipped ones.")
+        list[Path] | None,
+        typer.Option(help="Weights other than the shipped ones; once for each stage."),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Register any two 3-D NIfTI volumes of a head.
 
     Writes warped.nii.gz (on the fixed volume's grid), displacement.nii.gz (an ITK displacement
-    field on that grid holding the whole map), affine.mat (ITK) and report.json into OUT.
+    field on that grid holding the whole map), affine.mat (ITK; the rigid part, where there is one)
+    and report.json into OUT.
     """
     from odereg_core.register import register as run
 
     result = run(moving, fixed, transform, weights, device)
     result.save(out)
     found = result.report
-    degrees, shift = found["rotation_deg"], found["translation_mm"]
-    print(f"rotation {degrees} deg, translation {shift} mm, {found['seconds']} s -> {out}")
+    parts = [f"displacement {found['displacement_mm']['mean']} mm on average"]
+    if "rotation_deg" in found:
+        parts.insert(0, f"translation {found['translation_mm']} mm")
+        parts.insert(0, f"rotation {found['rotation_deg']} deg")
+    print(", ".join(parts), f"{found['seconds']} s -> {out}", sep=", ")
 
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help="The model, as the profile names it: rigid.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="The model, as the profile names it: rigid, bspline, dense, encoder."),
+    ],
     cohort: CohortOption,
     out: Annotated[Path, typer.Option(help="Folder for weights, log and checkpoint.")],
     profile: ProfileOption = "demo",
@@ -61,11 +72,15 @@ def train(
     from odereg_core.cohort import Cohort
     from odereg_core.profiles import load_profile
     from odereg_core.register import choose_device
-    from odereg_core.train.registration import train as run
+    from odereg_core.train import gan, registration
 
     settings = load_profile(profile)
-    if model not in settings.models:
-        known = ", ".join(settings.models)
+    if model in settings.encoders:
+        run = gan.train
+    elif model in settings.models:
+        run = registration.train
+    else:
+        known = ", ".join([*settings.models, *settings.encoders])
         raise InputError(
             f"the profile '{settings.name}' describes no model '{model}'; it has: {known}"
         )

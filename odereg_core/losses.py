@@ -1,10 +1,15 @@
-"""The terms of the total loss (section 2.1)."""
+"""The terms of the total loss L_sim + lambda_self L_self + lambda_reg L_reg (section 2.1).
+
+L_sim is a `Similarity` (see `odereg_core.similarity`); the others are here.
+"""
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from odereg_core.grid import Grid
 from odereg_core.transforms import Transform
 
 
@@ -16,3 +21,34 @@ def self_loss(
     Without the units a radian and a millimetre would weigh alike.
     """
     return ((theta - truth) / transform.unit(theta)).square().mean()
+
+
+def regularity(displacement: Float[Tensor, "b 3 x y z"], grid: Grid) -> Float[Tensor, ""]:
+    """L_reg: the mean squared gradient of u, mm per mm, over voxels, components and directions."""
+    squares = [
+        (displacement.diff(dim=axis) / spacing).square().mean()
+        for axis, spacing in zip((2, 3, 4), grid.spacing, strict=True)
+    ]
+    return torch.stack(squares).mean()
+
+
+def velocity_loss(
+    velocity: Tensor,
+    target: Tensor,
+    transform: Transform,
+    grid: Grid,
+    inside: Float[Tensor, "b 1 x y z"],
+    floor_mm: float,
+) -> Float[Tensor, ""]:
+    """How far a velocity moves the brain's points from where `target` would.
+
+    The mean squared distance in mm over `inside`, relative to the target's own plus `floor_mm`
+    squared, so that the last millimetres count as the first.
+    """
+
+    def mean_square(v: Tensor) -> Float[Tensor, b]:
+        square = transform.field(v, grid).square().sum(1, keepdim=True)
+        total = inside.flatten(1).sum(1).clamp_min(1)
+        return (square * inside).flatten(1).sum(1) / total
+
+    return (mean_square(velocity - target) / (mean_square(target) + floor_mm**2)).mean()

@@ -5,6 +5,8 @@ All work on a batch and return one number a sample, shape (B,).
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from jaxtyping import Bool, Float, Int
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
@@ -77,7 +79,9 @@ def hausdorff95(
     a: Int[Tensor, "b 1 x y z"], b: Int[Tensor, "b 1 x y z"], grid: Grid
 ) -> Float[Tensor, b]:
     """95 % Hausdorff distance of two masks in mm (MONAI); NaN where one is empty."""
-    distance = compute_hausdorff_distance(
-        a.bool(), b.bool(), include_background=True, percentile=95, spacing=grid.spacing
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the NaN, and of MONAI's own old argument
+        distance = compute_hausdorff_distance(
+            a.bool(), b.bool(), include_background=True, percentile=95, spacing=grid.spacing
+        )
     return distance.flatten()

@@ -14,8 +14,11 @@ from odereg_core.grid import Grid
 from odereg_core.networks import DYNAMICS
 from odereg_core.ode import Solution, Solver, integrate
 from odereg_core.ode.integrate import Adjoint
-from odereg_core.transforms import TRANSFORMS, Transform
+from odereg_core.transforms import TRANSFORMS, Transform, compose
 from odereg_core.warp import warp
+
+Outer = tuple[Transform, Tensor]
+"""A transform and its theta: the map of an earlier stage of a cascade."""
 
 
 @dataclass
@@ -44,15 +47,26 @@ def pyramid(image: Float[Tensor, "b c x y z"], scales: int) -> list[Float[Tensor
 class _Dynamics(nn.Module):
     """f of Eq. 3 in theta's own units: warp, ask the network, return d theta/dt / unit."""
 
-    def __init__(self, network: nn.Module, transform: Transform, grid: Grid):
+    def __init__(
+        self,
+        network: nn.Module,
+        transform: Transform,
+        grid: Grid,
+        gain: float = 1.0,
+        outer: Outer | None = None,
+    ):
         super().__init__()
         self.network, self.transform, self.grid = network, transform, grid
+        self.gain, self.outer = gain, outer
 
     def forward(self, t: Tensor, state: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
         unit = self.transform.unit(state)
         theta = state * unit
-        warped = warp(moving, self.transform.displacement(theta, self.grid), self.grid)
-        velocity = self.network(warped, fixed, t).to(theta.dtype) * unit
+        u = self.transform.displacement(theta, self.grid)
+        if self.outer:
+            u = compose(*self.outer, u, self.grid)
+        warped = warp(moving, u, self.grid)
+        velocity = self.network(warped, fixed, t).to(theta.dtype) * (self.gain * unit)
         return self.transform.rate(theta, velocity) / unit
 
 
@@ -63,7 +77,12 @@ class MSODENet(nn.Module):
     solver's tolerance means the same for an angle and a shift. `solvers` are written as in the
     paper and
     their number is L; one solver makes the single-scale model (Fig. 4b).
+
+    `gain`: f is the network's output times so much per segment, at most 0.8 of a fixed step; of
+    what a network can see, exp(-gain) is left at a segment's end.
     """
+
+    FORMAT = "odereg-msodenet-2"
 
     def __init__(
         self,
@@ -71,6 +90,7 @@ class MSODENet(nn.Module):
         grid: Grid,
         solvers: Sequence[str],
         time: float = 3.0,
+        gain: float = 1.0,
         adjoint: Adjoint = "aca",
         budget: int = 1000,
         **network: int,
@@ -78,7 +98,7 @@ class MSODENet(nn.Module):
         super().__init__()
         self.transform: Transform = TRANSFORMS[transform]()
         self.solvers = [Solver.parse(s) for s in solvers]
-        self.time, self.adjoint, self.budget = time, adjoint, budget
+        self.time, self.most, self.adjoint, self.budget = time, gain, adjoint, budget
         self.grids = grid.pyramid(len(self.solvers))
         self.network_options = network
         self.networks = nn.ModuleList(DYNAMICS[transform](g, **network) for g in self.grids)
@@ -87,19 +107,27 @@ class MSODENet(nn.Module):
     def scales(self) -> int:
         return len(self.solvers)
 
+    def gain(self, scale: int) -> float:
+        """The gain of one scale's segment, per unit time."""
+        solver, length = self.solvers[scale], self.time / self.scales
+        most = self.most / length
+        return most if solver.adaptive else min(most, max(1.0, 0.8 / solver.value))
+
     def forward(
         self,
         moving: Float[Tensor, "b 1 x y z"],
         fixed: Float[Tensor, "b 1 x y z"],
         scales: int | None = None,
         trajectory: bool = False,
+        outer: Outer | None = None,
     ) -> Registration:
         """Register a batch of images in [0, 1] on the model's grid.
 
         `scales`: stop after so many of the coarsest scales; the images then are on that scale's
-        grid
-        (a coarse model is trained before the finer ones). Raises ValueError where the images do not
-        lie on the grid and SolverError where a segment does not end.
+        grid (a coarse model is trained before the finer ones). `outer`: the map of a cascade's
+        earlier stage; theta then is sought such that phi_outer∘phi_theta registers. Raises
+        ValueError where the images do not lie on the grid and SolverError where a segment does not
+        end.
         """
         scales = scales or self.scales
         finest = self.grids[scales - 1]
@@ -116,7 +144,7 @@ class MSODENet(nn.Module):
             if i:
                 theta = self.transform.resample(theta, self.grids[i - 1], self.grids[i])
             solution = integrate(
-                _Dynamics(self.networks[i], self.transform, self.grids[i]),
+                _Dynamics(self.networks[i], self.transform, self.grids[i], self.gain(i), outer),
                 theta / unit,
                 i * length,
                 (i + 1) * length,
@@ -135,3 +163,85 @@ class MSODENet(nn.Module):
     def displacement(self, result: Registration) -> Float[Tensor, "b 3 x y z"]:
         """u of theta_T in mm on the finest grid that was registered."""
         return self.transform.displacement(result.theta, result.grids[-1])
+
+    def describe(self) -> dict:
+        """What is needed to build the model again."""
+        return {
+            "transform": self.transform.name,
+            "shape": list(self.grids[-1].shape),
+            "spacing": list(self.grids[-1].spacing),
+            "solvers": [str(solver) for solver in self.solvers],
+            "time": self.time,
+            "gain": self.most,
+            "network": self.network_options,
+        }
+
+    @classmethod
+    def build(cls, spec: dict) -> MSODENet:
+        """The model that `describe` described."""
+        grid = Grid(tuple(spec["shape"]), tuple(spec["spacing"]))
+        return cls(
+            spec["transform"], grid, spec["solvers"], spec["time"], spec["gain"], **spec["network"]
+        )
+
+
+@dataclass
+class Cascaded:
+    """What each stage of a cascade found; the whole map is the first stage's after the second's."""
+
+    stages: list[Registration]
+    transforms: list[Transform]
+
+    @property
+    def grid(self) -> Grid:
+        """The finest grid."""
+        return self.stages[0].grids[-1]
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of f, over all stages and scales."""
+        return sum(stage.nfe for stage in self.stages)
+
+    def map(self, points: Float[Tensor, "b 3 *n"]) -> Float[Tensor, "b 3 *n"]:
+        """phi(points), points and result in mm: phi_1(phi_2(p))."""
+        for transform, stage in zip(self.transforms[::-1], self.stages[::-1], strict=True):
+            points = transform.map(stage.theta.to(points), points, self.grid)
+        return points
+
+    def displacement(self) -> Float[Tensor, "b 3 x y z"]:
+        """u of the whole map in mm on the finest grid."""
+        u = self.transforms[-1].displacement(self.stages[-1].theta, self.grid)
+        if len(self.stages) > 1:
+            u = compose(self.transforms[0], self.stages[0].theta, u, self.grid)
+        return u
+
+
+class Cascade(nn.Module):
+    """One model, or a rigid and a deformable one in sequence (section 3.1, hybrid motion).
+
+    The second stage sees the moving image through the first stage's map, composed, never
+    resampled twice. Raises ValueError for more stages, or models of different grids.
+    """
+
+    def __init__(self, *models: MSODENet):
+        super().__init__()
+        if len(models) not in (1, 2):
+            raise ValueError(f"a cascade has one or two stages, not {len(models)}")
+        if len({model.grids[-1] for model in models}) > 1:
+            raise ValueError("the stages of a cascade must share one grid")
+        self.models = nn.ModuleList(models)
+        self.transforms = [model.transform for model in models]
+        self.grid = models[0].grids[-1]
+
+    def forward(
+        self,
+        moving: Float[Tensor, "b 1 x y z"],
+        fixed: Float[Tensor, "b 1 x y z"],
+        trajectory: bool = False,
+    ) -> Cascaded:
+        """Register a batch of images in [0, 1]; raises as `MSODENet.forward` does."""
+        stages: list[Registration] = []
+        for model in self.models:
+            outer = (self.transforms[0], stages[0].theta) if stages else None
+            stages.append(model(moving, fixed, trajectory=trajectory, outer=outer))
+        return Cascaded(stages, self.transforms)

@@ -30,15 +30,11 @@ def sample(
     """The image at continuous voxel indices.
 
     Outside the image lie zeros or, with `outside="edge"`, its edge voxels; with zeros, the
-    outermost
-    half voxel fades to zero linearly.
+    outermost half voxel fades to zero linearly.
     """
-    # grid_sample wants (z, y, x), last, with [-1, 1] from edge to edge of the volume.
-    sizes = image.shape[2:]
-    place = torch.stack(
-        [index[:, a] * (2 / sizes[a]) + (1 / sizes[a] - 1) for a in (2, 1, 0)], dim=-1
-    )
-    return _grid_sample(image, place, mode, outside)
+    # grid_sample's coordinates run over [-1, 1] from edge to edge of the volume.
+    sizes = index.new_tensor(image.shape[2:]).reshape(1, 3, 1, 1, 1)
+    return _grid_sample(image, (index * 2 + 1) / sizes - 1, mode, outside)
 
 
 def warp(
@@ -60,27 +56,41 @@ def warp(
             )
     if displacement.dtype not in (torch.float32, torch.float64):
         displacement = displacement.float()
-    axes = grid.axes(displacement.device, displacement.dtype)
-    place = torch.stack(
-        [
-            # place = 2 (p + u) / extent, in one pass an axis
-            torch.add(
-                (axes[a] * (2 / grid.extent[a])).reshape([-1 if a == i else 1 for i in range(3)]),
-                displacement[:, a],
-                alpha=2 / grid.extent[a],
-            )
-            for a in (2, 1, 0)
-        ],
-        dim=-1,
-    )
-    return _grid_sample(image, place, mode, outside)
+    x, y, z = grid.axes(displacement.device, displacement.dtype)
+    if displacement.device.type != "cpu" or torch.is_grad_enabled():
+        return _grid_sample(image, _place(displacement, (x, y, z), grid), mode, outside)
+    # A slab of planes at a time: on a CPU the coordinates of all voxels would be fresh memory, and
+    # to get that takes longer than to fill it.
+    planes = max(1, 2**21 * len(x) // displacement[:, 0].numel())
+    warped, image = torch.empty_like(image), image.to(displacement.dtype)
+    for part, u, some in zip(
+        warped.split(planes, 2), displacement.split(planes, 2), x.split(planes), strict=True
+    ):
+        part.copy_(_grid_sample(image, _place(u, (some, y, z), grid), mode, outside))
+    return warped
 
 
-def _grid_sample(image: Tensor, place: Tensor, mode: str, outside: str) -> Tensor:
+def _place(
+    displacement: Float[Tensor, "b 3 x y z"], axes: tuple[Tensor, Tensor, Tensor], grid: Grid
+) -> Float[Tensor, "b 3 x y z"]:
+    """2 (p + u) / extent: phi in grid_sample's units, [-1, 1] from edge to edge of the volume."""
+    # Filled on the device: copying three numbers to a GPU would wait for all its work.
+    scale = torch.cat([displacement.new_full((1, 1, 1, 1), 2 / e) for e in grid.extent])
+    place = displacement * scale
+    with torch.no_grad():  # p has no gradient, so it can be added in place
+        for a, axis in enumerate(axes):
+            place[:, a].add_(axis.reshape([-1 if a == i else 1 for i in range(3)]) * scale[a])
+    return place
+
+
+def _grid_sample(
+    image: Float[Tensor, "b c x y z"], place: Float[Tensor, "b 3 i j k"], mode: str, outside: str
+) -> Float[Tensor, "b c i j k"]:
+    # grid_sample calls an image's last axis its first, and wants coordinates last: views suffice.
     with torch.autocast(image.device.type, enabled=False):
         result = F.grid_sample(
-            image.to(place.dtype),
-            place,
+            image.to(place.dtype).permute(0, 1, 4, 3, 2),
+            place.permute(0, 2, 3, 4, 1),
             mode="bilinear" if mode == "linear" else "nearest",
             padding_mode="zeros" if outside == "zero" else "border",
             align_corners=False,

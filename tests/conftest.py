@@ -22,12 +22,21 @@ def one_thread():
 def tiny_profile(tmp_path_factory):
     """The smoke profile with a few steps of training."""
     path = tmp_path_factory.mktemp("profile") / "tiny.yaml"
+    stages = (
+        "[{objective: velocity, scales: 1, steps: 5, batch: 2, lr: 1.0e-3}, "
+        "{objective: losses, scales: 2, steps: 4, batch: 2, lr: 1.0e-3}]"
+    )
+    models = "".join(
+        f"  {name}: {{validate_every: 3, validation_pairs: 2, similarity: none, "
+        f"stages: {stages}}}\n"
+        for name in ("rigid", "bspline", "dense")
+    )
     path.write_text(
         "extends: smoke\nname: tiny\n"
         "cohort: {subjects: 4, spacing: 6.0, seed: 1}\nsplit: {val: 1, test: 1, seed: 1}\n"
-        "models: {rigid: {validate_every: 3, validation_pairs: 2, stages: ["
-        "{scales: 1, steps: 5, batch: 2, lr: 1.0e-3}, "
-        "{scales: 2, steps: 4, batch: 2, lr: 1.0e-3}]}}\n"
+        "encoders: {encoder: {network: {width: 4}, steps: 7, batch: 2, validate_every: 3, "
+        "validation_pairs: 2}}\n"
+        f"models:\n{models}"
     )
     return path
 
@@ -42,10 +51,11 @@ def tiny_cohort(tmp_path_factory, tiny_profile):
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory, tiny_profile):
-    """A weights file of an untrained model: its map is the identity."""
+    """A folder of weights of untrained models: their map is the identity."""
     from odereg_core.train.registration import build
 
     profile = load_profile(tiny_profile)
-    path = tmp_path_factory.mktemp("weights") / "rigid.safetensors"
-    save_model(path, build("rigid", profile, profile.models["rigid"]))
-    return path
+    folder = tmp_path_factory.mktemp("weights")
+    for name, section in profile.models.items():
+        save_model(folder / f"{name}.safetensors", build(name, profile, section))
+    return folder

@@ -58,10 +58,10 @@ LAYERS = [
     {"warp", "volume", "cohort"},
     {"transforms", "ode"},
     {"networks", "motion", "metrics", "profiles"},
-    {"msodenet", "losses", "pairs"},
+    {"msodenet", "losses", "pairs", "similarity"},
     {"weights", "baselines"},
     {"train", "register"},
-    {"experiments"},
+    {"experiments", "bench"},
     {"cli"},
 ]
 

@@ -87,3 +87,14 @@ def test_hausdorff_of_two_boxes():
     a[..., 4:8, 4:8, 4:8] = True
     b[..., 4:8, 4:8, 6:10] = True
     assert metrics.hausdorff95(a, b, GRID).item() == pytest.approx(6.0)
+    assert metrics.hausdorff95(a, torch.zeros_like(b), GRID).isnan().all()
+
+
+def test_spread_of_log_jacobian_is_of_the_map_inside_the_mask():
+    """Half the grid is stretched twofold along x, half left alone: log |J| is log 2 or 0."""
+    x = GRID.points()[:, :1]
+    u = torch.cat([x.clamp_min(0), torch.zeros_like(x), torch.zeros_like(x)], 1)
+    mask = ((x.abs() > 4) & (x.abs() < 12)).expand(1, 1, *GRID.shape)
+    spread = metrics.log_jacobian_std(u, GRID, mask).item()
+    assert spread == pytest.approx(math.log(2) / 2, rel=1e-4)
+    assert metrics.log_jacobian_std(u, GRID, mask & (x > 0)).item() == pytest.approx(0, abs=1e-4)

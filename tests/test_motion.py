@@ -54,12 +54,35 @@ def test_a_pairs_motion_depends_on_its_names_alone():
     assert not torch.equal(once.theta, other.theta)
 
 
-def test_the_draw_is_pinned():
+PINNED = [  # task, subject, moving, fixed; theta in rad and mm; one control; u at one voxel, mm
+    ("rigid", "BraTS20_Training_001", "t1", "t2",
+     [0.58886, -0.32031, 1.01380, 15.53826, -11.93405, -2.39334], None,
+     [24.4888, -85.9913, -7.3740]),
+    ("rigid", "BraTS20_Training_001", "t2", "t1",
+     [1.04984, -0.35398, -1.09557, 5.93511, 6.03487, 7.15311], None,
+     [30.6064, 31.5437, 3.2454]),
+    ("deformable", "BraTS20_Training_001", "flair", "t1ce",
+     [0.0] * 6, [0.91898, -2.78022, -5.16669], [0.2029, -1.9398, -1.2809]),
+    ("deformable", "BraTS20_Training_002", "flair", "t1ce",
+     [0.0] * 6, [7.50937, 7.62750, -1.11329], [1.1555, 3.5991, 1.3583]),
+    ("hybrid", "BraTS20_Training_369", "t1ce", "flair",
+     [0.14335, -0.63198, -0.23952, -3.26911, 2.74473, 6.28318],
+     [4.95592, -6.86941, -5.27372], [-3.6395, 9.4427, -24.1713]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pinned", PINNED, ids=lambda p: "-".join(p[:4]))
+def test_the_draw_is_pinned(pinned):
     """These numbers were drawn once; another machine or NumPy that draws others breaks every
     result."""
-    theta = MOTIONS["rigid"].draw(pair_generator(7, "rigid", "a", "t1", "t2"), GRID).theta
-    expected = [0.83926988, -0.09827688, -0.89812642, 14.90600586, -10.09990120, 1.27074909]
-    np.testing.assert_allclose(theta[0].numpy(), expected, rtol=1e-6)
+    *names, theta, control, u = pinned
+    drawn = MOTIONS[names[0]].draw(pair_generator(7, *names), GRID)
+    np.testing.assert_allclose(drawn.theta[0].numpy(), theta, atol=1e-5)
+    if control is None:
+        assert drawn.control is None
+    else:
+        np.testing.assert_allclose(drawn.control[0, :, 4, 4, 3].numpy(), control, atol=1e-5)
+    np.testing.assert_allclose(drawn.displacement(GRID)[0, :, 5, 12, 8].numpy(), u, atol=1e-3)
 
 
 def test_the_hybrid_is_rigid_after_deformation():

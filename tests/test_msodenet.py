@@ -5,13 +5,14 @@ import torch
 
 from odereg_core.errors import InputError
 from odereg_core.grid import Grid
-from odereg_core.msodenet import MSODENet, pyramid
+from odereg_core.msodenet import Cascade, MSODENet, pyramid
 from odereg_core.ode import SolverError
 from odereg_core.transforms import Rigid
+from odereg_core.warp import warp
 from odereg_core.weights import describe, load_model, save_model
 
 GRID = Grid((16, 16, 12), (6.0, 6.0, 6.0))
-SMALL = {"width": 4, "widest": 8, "hidden": 8}
+SMALL = {"width": 4, "hidden": 8}
 
 
 def model(*solvers, **options):
@@ -75,6 +76,15 @@ def test_single_scale_with_n_steps():
     assert result.nfe == 8 and len(result.grids) == 1 and result.grids[0] == GRID
 
 
+def test_gain_goes_no_further_than_a_fixed_step_can():
+    net = model("A(1e-3)", "F(0.1)", "F(0.5)", gain=10.0)
+    assert [net.gain(i) for i in range(3)] == pytest.approx([10, 8, 1.6])
+    for i in range(3):
+        net.networks[i] = Constant([0.0, 0.0, 0.0, 0.05, 0.0, 0.0])
+    shifts = [float(s.theta[0, 3]) for s in net(*images()).segments]
+    assert shifts == pytest.approx([10, 18, 19.6], abs=1e-3)
+
+
 def test_the_coarsest_scales_alone():
     net = model("F(0.5)", "F(0.5)", "F(0.5)")
     coarse = [pyramid(image, 2)[0] for image in images()]
@@ -131,3 +141,54 @@ def test_what_is_no_weights_file_is_refused(tmp_path):
     path.write_bytes(b"not weights")
     with pytest.raises(InputError, match=r"m\.safetensors: not a whole safetensors file"):
         load_model(path)
+
+
+def deformable(name, *solvers):
+    torch.manual_seed(1)
+    net = MSODENet(name, GRID, solvers, width=4, widest=8)
+    for network in net.networks:
+        torch.nn.init.normal_(network.head[-1].weight if name == "bspline" else network.head.weight)
+    return net
+
+
+@pytest.mark.parametrize("name", ["bspline", "dense"])
+def test_a_cascade_is_the_rigid_map_after_the_deformation(name):
+    rigid = model("F(0.5)", "F(0.5)")
+    torch.nn.init.normal_(rigid.networks[1].head[-1].weight, 0, 0.2)
+    net = Cascade(rigid, deformable(name, "F(0.5)", "F(0.5)"))
+    with torch.no_grad():
+        result = net(*images(1))
+    theta, inner = (stage.theta for stage in result.stages)
+    assert theta.any() and inner.any() and result.nfe == 12
+    points = GRID.points()
+    deformed = net.transforms[1].map(inner, points, GRID)
+    wanted = Rigid().map(theta, deformed)
+    torch.testing.assert_close(result.map(points), wanted)
+    torch.testing.assert_close(points + result.displacement(), wanted, atol=1e-3, rtol=1e-4)
+
+
+def test_the_second_stage_sees_the_image_through_the_first(monkeypatch):
+    """Its first warped image is the moving one under the rigid map, resampled once."""
+    rigid = model("F(1.5)")
+    rigid.networks[0] = Constant([0.02, 0.0, 0.1, 0.1, 0.0, 0.0])
+    second = deformable("dense", "F(1.5)")
+    seen = []
+    network = second.networks[0]
+
+    def still(warped, fixed, t):
+        seen.append(warped)
+        return torch.zeros(1, 3, *GRID.shape)
+
+    monkeypatch.setattr(network, "forward", still)
+    moving, fixed = images(1)
+    result = Cascade(rigid, second)(moving, fixed)
+    u = Rigid().displacement(result.stages[0].theta, GRID)
+    torch.testing.assert_close(seen[0], warp(moving, u, GRID), atol=1e-5, rtol=1e-5)
+
+
+def test_a_cascade_that_makes_no_sense_is_refused():
+    other = MSODENet("dense", Grid((16, 16, 8), (6.0, 6.0, 6.0)), ["F(1)"])
+    with pytest.raises(ValueError, match="share one grid"):
+        Cascade(model("F(1)"), other)
+    with pytest.raises(ValueError, match="one or two stages"):
+        Cascade()

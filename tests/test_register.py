@@ -23,9 +23,9 @@ REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 @pytest.fixture(scope="module")
 def turning(untrained, tmp_path_factory):
     """Weights of a model that returns one rotation and shift, whatever it sees."""
-    model = load_model(untrained)
+    model = load_model(untrained / "rigid.safetensors")
     with torch.no_grad():
-        model.networks[0].head[-1].bias.copy_(torch.tensor([0.1, -0.05, 0.15, 0.2, -0.1, 0.15]))
+        model.networks[0].head[-1].bias.copy_(torch.tensor([0.01, -0.005, 0.015, 0.02, -0.01, 0.015]))
     path = tmp_path_factory.mktemp("turning") / "rigid.safetensors"
     save_model(path, model)
     return path
@@ -103,7 +103,7 @@ def test_ants_reproduces_the_warp(scans, result):
 
 
 def test_one_grid_turns_about_its_centre(scans, untrained):
-    result = register(scans[0], scans[0], weights=untrained, device="cpu")
+    result = register(scans[0], scans[0], weights=untrained / "rigid.safetensors", device="cpu")
     assert result.report["start"] == "shared grid"
     assert np.abs(result.displacement).max() < 1e-3
     np.testing.assert_allclose(result.warped.data, Volume.load(scans[0]).data, atol=0.1)
@@ -114,7 +114,9 @@ def test_different_grids_start_at_the_centres_of_mass(tmp_path, scans, untrained
     affine = far.affine.copy()
     affine[:3, 3] += [300.0, -200.0, 100.0]
     nib.save(nib.Nifti1Image(np.asarray(far.dataobj), affine), tmp_path / "far.nii.gz")
-    result = register(tmp_path / "far.nii.gz", scans[0], weights=untrained, device="cpu")
+    result = register(
+        tmp_path / "far.nii.gz", scans[0], weights=untrained / "rigid.safetensors", device="cpu"
+    )
     assert result.report["start"] == "centres of mass"
     shift = result.displacement.reshape(3, -1).mean(1)
     np.testing.assert_allclose(shift, [300.0, -200.0, 100.0], atol=0.5)
@@ -151,12 +153,12 @@ def test_bad_input_is_one_sentence_and_exit_2(tmp_path, scans, untrained, monkey
     broken.write_bytes(scans[0].read_bytes()[:2000])
     constant = tmp_path / "flat.nii"
     nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.float32), np.eye(4)), constant)
-    weights = ["--weights", untrained, "--out", tmp_path / "out"]
+    weights = ["--weights", untrained / "rigid.safetensors", "--out", tmp_path / "out"]
     for bad, words in (
         (tmp_path / "none.nii", "no such file"),
         (broken, "cut.nii.gz"),
         (constant, "every voxel is 1"),
-        (untrained, "not a readable NIfTI file"),
+        (untrained / "rigid.safetensors", "not a readable NIfTI file"),
     ):
         code, error = run(monkeypatch, capsys, "register", bad, scans[1], *weights)
         assert code == 2
@@ -169,7 +171,9 @@ def test_bad_input_is_one_sentence_and_exit_2(tmp_path, scans, untrained, monkey
 def test_unwritable_output(tmp_path, scans, untrained):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        register(*scans, weights=untrained, device="cpu").save(tmp_path / "file")
+        register(*scans, weights=untrained / "rigid.safetensors", device="cpu").save(
+            tmp_path / "file"
+        )
 
 
 def test_help_reads_well():
@@ -183,5 +187,5 @@ def test_help_reads_well():
 def test_info(untrained):
     answer = CliRunner().invoke(cli.app, ["info"])
     assert answer.exit_code == 0 and "ants_rigid" in answer.output
-    answer = CliRunner().invoke(cli.app, ["info", str(untrained)])
+    answer = CliRunner().invoke(cli.app, ["info", str(untrained / "rigid.safetensors")])
     assert json.loads(answer.output)["transform"] == "rigid"

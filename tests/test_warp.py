@@ -1,5 +1,7 @@
 """The warp against SciPy and SimpleITK, and the laws of resampling."""
 
+import math
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -116,6 +118,18 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(
         lambda x, p: warp(x, Rigid().displacement(p, grid), grid), (image, theta)
     )
+
+
+def test_a_large_volume_is_warped_slab_by_slab_to_the_same_bits():
+    grid = Grid((30, 350, 250), (2.0, 1.0, 1.5))
+    assert math.prod(grid.shape) > 2**21  # more than one slab
+    image = torch.rand(1, 1, *grid.shape, generator=torch.Generator().manual_seed(0))
+    u = Rigid().displacement(torch.tensor([[0.2, -0.1, 0.3, 9.0, -5.0, 4.0]]), grid)
+    whole = warp(image, u, grid)  # gradients could be asked for, so nothing is cut
+    with torch.no_grad():
+        assert torch.equal(warp(image, u, grid), whole)
+        half = warp(image.bfloat16(), u, grid)
+    assert torch.equal(half, warp(image.bfloat16(), u, grid))
 
 
 def test_what_lies_on_another_grid_is_refused():

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,35 +46,92 @@ class AntsRigid:
 
     def __call__(self, moving: Tensor, fixed: Tensor, grid: Grid) -> Outcome:
         """Register one pair (1, 1, X, Y, Z) in [0, 1]; theta (1, 6) in rad and mm, on the CPU."""
-        shrink = tuple(max(1, round(mm / min(grid.spacing))) for mm in self.shrink_mm)
-        with tempfile.TemporaryDirectory(prefix="odereg-ants-") as folder:
-            common = {
-                "fixed": to_ants(fixed, grid),
-                "moving": to_ants(moving, grid),
-                "type_of_transform": "Rigid",
-                "aff_metric": "mattes",
-                "aff_sampling": self.bins,
-            }
-            search = ants.registration(
-                **common,
-                outprefix=str(Path(folder) / "search"),
-                aff_random_sampling_rate=1.0,
-                aff_shrink_factors=shrink,
-                aff_smoothing_sigmas=self.smoothing_voxels,
-                aff_iterations=self.iterations,
-            )
-            polish = ants.registration(
-                **common,
-                outprefix=str(Path(folder) / "polish"),
-                initial_transform=search["fwdtransforms"],
-                aff_random_sampling_rate=self.polish_sampling,
-                aff_shrink_factors=(1,),
-                aff_smoothing_sigmas=(0,),
-                aff_iterations=(self.polish_iterations,),
-            )
-            matrix = read_rigid(polish["fwdtransforms"][0])
+        with scratch() as folder:
+            transforms = self.run(moving, fixed, grid, folder)
+            matrix = read_rigid(transforms[0])
         theta = Rigid().from_matrix(matrix[None]).float()
         return Outcome(Rigid().displacement(theta, grid), theta=theta)
+
+    def run(self, moving: Tensor, fixed: Tensor, grid: Grid, folder: Path) -> list[str]:
+        """Register, and return the transform's file in `folder`."""
+        shrink = tuple(max(1, round(mm / min(grid.spacing))) for mm in self.shrink_mm)
+        common = {
+            "fixed": to_ants(fixed, grid),
+            "moving": to_ants(moving, grid),
+            "type_of_transform": "Rigid",
+            "aff_metric": "mattes",
+            "aff_sampling": self.bins,
+        }
+        search = ants.registration(
+            **common,
+            outprefix=str(folder / "search"),
+            aff_random_sampling_rate=1.0,
+            aff_shrink_factors=shrink,
+            aff_smoothing_sigmas=self.smoothing_voxels,
+            aff_iterations=self.iterations,
+        )
+        polish = ants.registration(
+            **common,
+            outprefix=str(folder / "polish"),
+            initial_transform=search["fwdtransforms"],
+            aff_random_sampling_rate=self.polish_sampling,
+            aff_shrink_factors=(1,),
+            aff_smoothing_sigmas=(0,),
+            aff_iterations=(self.polish_iterations,),
+        )
+        return polish["fwdtransforms"]
+
+
+@dataclass(frozen=True)
+class AntsSyn:
+    """SyN [3] with Mattes mutual information; after `AntsRigid` where `rigid` is given.
+
+    Iterations run down to full resolution: on real volumes at 3 mm 100-70-50 brought a 4.5 mm
+    start to 3.35 mm, the package's default to 3.6 mm.
+    """
+
+    rigid: AntsRigid | None = None
+    iterations: tuple[int, ...] = (100, 70, 50)
+    gradient_step: float = 0.2
+    flow_sigma: float = 3.0
+    total_sigma: float = 0.0
+    bins: int = 32
+
+    def __call__(self, moving: Tensor, fixed: Tensor, grid: Grid) -> Outcome:
+        """Register one pair (1, 1, X, Y, Z) in [0, 1]."""
+        with scratch() as folder:
+            start = self.rigid.run(moving, fixed, grid, folder) if self.rigid else None
+            found = ants.registration(
+                fixed=to_ants(fixed, grid),
+                moving=to_ants(moving, grid),
+                type_of_transform="SyNOnly",
+                initial_transform=start or "identity",
+                outprefix=str(folder / "syn"),
+                syn_metric="mattes",
+                syn_sampling=self.bins,
+                reg_iterations=self.iterations,
+                grad_step=self.gradient_step,
+                flow_sigma=self.flow_sigma,
+                total_sigma=self.total_sigma,
+            )
+            return Outcome(read_displacement(found["fwdtransforms"], moving, grid))
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for ANTs' transform files, removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="odereg-ants-") as folder:
+        yield Path(folder)
+
+
+def read_displacement(transforms: list[str], like: Tensor, grid: Grid) -> Tensor:
+    """u in mm (1, 3, X, Y, Z) of a list of ANTs' transform files, as ANTs itself composes them."""
+    image = to_ants(like, grid)
+    whole = ants.apply_transforms(
+        fixed=image, moving=image, transformlist=transforms, compose=str(Path(transforms[0])) + "-"
+    )
+    vectors = ants.image_read(whole).numpy()
+    return torch.from_numpy(np.moveaxis(vectors, -1, 0)[None]).float()
 
 
 def to_ants(image: Tensor, grid: Grid) -> ants.ANTsImage:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from odereg_core.baselines.base import Outcome, Register
 from odereg_core.grid import Grid
+from odereg_core.motion import MOTIONS
+from odereg_core.msodenet import Cascade
 from odereg_core.weights import load_model
 
 Load = Callable[[Path, str], Register]
@@ -38,27 +40,42 @@ def _nothing(models: Path, device: str) -> Register:
     return register
 
 
-def _ants_rigid(models: Path, device: str) -> Register:
-    from odereg_core.baselines.ants import AntsRigid  # only those who run ANTs load it
-
-    return AntsRigid()
-
-
-def _msodenet(transform: str) -> Load:
+def _ants(*, rigid: bool = False, syn: bool = False) -> Load:
     def load(models: Path, device: str) -> Register:
-        model = load_model(models / f"{transform}.safetensors", device)
+        from odereg_core.baselines.ants import AntsRigid, AntsSyn  # only who runs ANTs loads it
+
+        first = AntsRigid() if rigid else None
+        return AntsSyn(first) if syn else AntsRigid()
+
+    return load
+
+
+def _msodenet(*stages: str) -> Load:
+    def load(models: Path, device: str) -> Register:
+        files = [models / f"{name}.safetensors" for name in stages]
+        cascade = Cascade(*(load_model(file, device) for file in files))
 
         def register(moving: Tensor, fixed: Tensor, grid: Grid) -> Outcome:
-            result = model(moving, fixed)
-            return Outcome(model.displacement(result), result.theta, result.nfe)
+            result = cascade(moving, fixed)
+            return Outcome(result.displacement(), nfe=result.nfe)
 
         return register
 
     return load
 
 
+def _ours(letters: str, task: str, *stages: str) -> Method:
+    return Method(f"MS-ODENet({letters})", (task,), _msodenet(*stages), models=stages)
+
+
 METHODS: dict[str, Method] = {
-    "none": Method("no registration", ("rigid",), _nothing, in_paper=False),
-    "ants_rigid": Method("ANTs", ("rigid",), _ants_rigid),
-    "msodenet_r": Method("MS-ODENet(R)", ("rigid",), _msodenet("rigid"), models=("rigid",)),
+    "none": Method("no registration", tuple(MOTIONS), _nothing, in_paper=False),
+    "ants_rigid": Method("ANTs", ("rigid",), _ants(rigid=True)),
+    "ants_syn": Method("ANTs", ("deformable",), _ants(syn=True)),
+    "ants_rigid_syn": Method("ANTs", ("hybrid",), _ants(rigid=True, syn=True)),
+    "msodenet_r": _ours("R", "rigid", "rigid"),
+    "msodenet_d": _ours("D", "deformable", "dense"),
+    "msodenet_b": _ours("B", "deformable", "bspline"),
+    "msodenet_rd": _ours("R+D", "hybrid", "rigid", "dense"),
+    "msodenet_rb": _ours("R+B", "hybrid", "rigid", "bspline"),
 }

@@ -12,6 +12,7 @@ from odereg_core.errors import InputError
 from odereg_core.experiments.evaluate import read_results
 from odereg_core.files import provenance, read_json
 from odereg_core.msodenet import MSODENet
+from odereg_core.networks.disentangle import Disentangler
 from odereg_core.profiles import Profile, load_profile
 from odereg_core.weights import load_model
 
@@ -35,6 +36,10 @@ class Run:
     def model(self, name: str) -> MSODENet:
         """A trained model of this run, on the CPU."""
         return load_model(self.folder / "models" / f"{name}.safetensors")
+
+    def encoder(self, name: str = "encoder") -> Disentangler:
+        """A trained encoder of this run, with its style encoder and generator, on the CPU."""
+        return load_model(self.folder / "models" / f"{name}.safetensors", kind=Disentangler)
 
     def model_facts(self, name: str) -> dict:
         """How a model was trained: command, seed, steps, device, hours, validation curve."""

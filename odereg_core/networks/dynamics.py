@@ -1,71 +1,241 @@
-"""The dynamics f_w of Eq. 2: from the warped moving image, the fixed image and t to d theta/dt."""
+"""The dynamics f_w of Eq. 2: from the warped moving image, the fixed image and t to d theta/dt.
+
+Every network is built for one grid and takes (warped, fixed, t): two images (B, 1, X, Y, Z) in
+[0, 1] on that grid and the time, a scalar. It returns a velocity of theta's shape in units of the
+transform's range (75°, 20 mm, 8 mm). The last layer starts at zero, so that an untrained model is
+the identity.
+"""
 
 from __future__ import annotations
 
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from odereg_core.grid import Grid
+from odereg_core.transforms import BSpline
+
+Image = Float[Tensor, "b 1 x y z"]
 
 
-def with_time(
-    warped: Float[Tensor, "b c x y z"], fixed: Float[Tensor, "b c x y z"], t: Tensor
-) -> Float[Tensor, "b c2 x y z"]:
-    """Both images and t as a constant channel, the input of every dynamics network."""
+def with_time(warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b 3 x y z"]:
+    """Both images and t as a constant channel, channels innermost as convolutions like it best."""
     clock = t.to(warped.dtype).expand(warped.shape[0], 1, *warped.shape[2:])
-    return torch.cat([warped, fixed, clock], dim=1)
+    joined = torch.cat([warped, fixed, clock], dim=1)
+    return joined.contiguous(memory_format=torch.channels_last_3d)
+
+
+def silent(layer: nn.Conv3d | nn.Linear) -> nn.Conv3d | nn.Linear:
+    """A layer that starts as zero."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 class ConvBlock(nn.Sequential):
-    """3x3x3 convolution, group normalisation, leaky ReLU."""
+    """3x3x3 convolution and leaky ReLU, started so that variance is kept.
+
+    No normalisation: on two cores its backward pass costs more than the convolution's, and f
+    learns faster without it, counted in steps as well.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
-        super().__init__(
-            nn.Conv3d(inputs, outputs, 3, stride, padding=1),
-            nn.GroupNorm(min(8, outputs), outputs),
-            nn.LeakyReLU(0.1),
-        )
+        convolution = nn.Conv3d(inputs, outputs, 3, stride, padding=1)
+        nn.init.kaiming_normal_(convolution.weight, 0.1)
+        nn.init.zeros_(convolution.bias)
+        super().__init__(convolution, nn.LeakyReLU(0.1))
 
 
 class RigidDynamics(nn.Module):
-    """Convolutions, then fully connected layers, six outputs (section 3.1).
+    """Convolutions, then fully connected layers, six outputs (section 3.1): a twist, (B, 6).
 
-    Strided convolutions halve the grid until no axis exceeds `smallest` voxels; what is left is
-    flattened, not averaged, for where a structure lies is what a rigid motion changes. A small grid
-    has one more layer, at its full resolution. The output, (B, 6), is a twist in units of the
-    transform's range; the last layer starts at zero, so an untrained network is the identity.
+    Three convolutions bring the grid to `smallest` voxels or less along its longest axis, after a
+    strided stem where it is larger still. What is left is flattened, not averaged, for where a
+    structure lies is what a rigid motion changes.
     """
 
-    def __init__(
-        self, grid: Grid, width: int = 16, widest: int = 64, hidden: int = 128, smallest: int = 5
-    ):
+    def __init__(self, grid: Grid, width: int = 16, hidden: int = 128, smallest: int = 5):
         super().__init__()
         halvings = max(0, math.ceil(math.log2(max(grid.shape) / smallest)))
-        strides = [2] * halvings if halvings > 2 else [1] + [2] * halvings
-        channels = [3] + [min(width * 2**i, widest) for i in range(len(strides))]
-        layers = [
-            ConvBlock(*io, stride=s)
-            for *io, s in zip(channels, channels[1:], strides, strict=False)
-        ]
-        self.features = nn.Sequential(*layers)
+        stems = max(0, halvings - 3)
+        inputs = width if stems else 3
+        self.stem = nn.Sequential(
+            *(ConvBlock(width if i else 3, width, stride=2) for i in range(stems))
+        )
+        strides = [2 if halvings >= 3 - i else 1 for i in range(3)]
+        self.features = nn.Sequential(
+            *(
+                ConvBlock(inputs if i == 0 else width * 2 ** (i - 1), width * 2**i, stride)
+                for i, stride in enumerate(strides)
+            )
+        )
         with torch.no_grad():
-            count = self.features(torch.zeros(1, 3, *grid.shape)).numel()
+            count = self.features(self.stem(torch.zeros(1, 3, *grid.shape))).numel()
         self.head = nn.Sequential(
-            nn.Flatten(),
             nn.Linear(count + 1, hidden),
             nn.LeakyReLU(0.1),
             nn.Linear(hidden, hidden),
             nn.LeakyReLU(0.1),
-            nn.Linear(hidden, 6),
+            silent(nn.Linear(hidden, 6)),
         )
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
 
-    def forward(
-        self, warped: Float[Tensor, "b 1 x y z"], fixed: Float[Tensor, "b 1 x y z"], t: Tensor
-    ) -> Float[Tensor, "b 6"]:
-        x = self.features(with_time(warped, fixed, t)).flatten(1)
+    def inherit(self, coarser: RigidDynamics) -> None:
+        """Take over the weights of the next coarser scale's network. With a stem where that one has
+        none, this network then does to an image what the coarser one does to its average.
+
+        Raises ValueError where the two were not built alike.
+        """
+        own, theirs = dict(self.named_parameters()), dict(coarser.named_parameters())
+        with torch.no_grad():
+            for name, value in theirs.items():
+                target = own[name]
+                if target.shape == value.shape:
+                    target.copy_(value)
+                elif name == "features.0.0.weight" and target.shape[1] > value.shape[1]:
+                    target.zero_()
+                    target[:, : value.shape[1]] = value
+                else:
+                    raise ValueError(f"{name}: {tuple(target.shape)} cannot take the coarser's")
+            if len(self.stem) > len(coarser.stem):
+                first = self.stem[0][0]
+                first.weight[:3], first.bias[:3] = 0, 0
+                for k in range(3):  # with a padding of 1, these taps lie on the voxels averaged
+                    first.weight[k, k, 1:, 1:, 1:] = 1 / 8
+
+    def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b 6"]:
+        x = self.features(self.stem(with_time(warped, fixed, t))).flatten(1)
         return self.head(torch.cat([x, t.to(x.dtype).expand(len(x), 1)], dim=1))
+
+
+class Comparison(nn.Module):
+    """What both images look like, and which of a point's neighbours in one is like it in the other.
+
+    One small network looks at both images. Where the warped image's features, one voxel on in each
+    of the 27 directions (and none), equal the fixed image's is then put in as it is: a product that
+    plain convolutions are slow to find, and without which a deformation of half a voxel teaches
+    them nothing (as in optical flow, Sun et al. 2018). (B, 27 + 2 width + 1, ...), every `stride`
+    voxels.
+    """
+
+    def __init__(self, width: int, stride: int):
+        super().__init__()
+        self.features = nn.Sequential(ConvBlock(1, width, stride), ConvBlock(width, width))
+        self.channels = 27 + 2 * width + 1
+
+    def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b c x y z"]:
+        both = torch.cat([warped, fixed]).contiguous(memory_format=torch.channels_last_3d)
+        features = self.features(both)
+        centred = features - features.mean((2, 3, 4), keepdim=True)
+        normal = centred / (centred.square().sum(1, keepdim=True) + 1e-4).sqrt()
+        one, two = normal.chunk(2)
+        x, y, z = one.shape[2:]
+        padded = F.pad(one, (1,) * 6)
+        alike = [
+            (padded[:, :, i : i + x, j : j + y, k : k + z] * two).sum(1, keepdim=True)
+            for i in range(3)
+            for j in range(3)
+            for k in range(3)
+        ]
+        clock = t.to(features.dtype).expand(len(one), 1, x, y, z)
+        joined = torch.cat([*alike, *features.chunk(2), clock], dim=1)
+        return joined.contiguous(memory_format=torch.channels_last_3d)
+
+
+class BSplineDynamics(nn.Module):
+    """Fully convolutional, theta an image of control points (section 3.1).
+
+    The images are compared, and brought to voxels of about half a control spacing; there the
+    features are read off at the control points, and 1x1x1 convolutions make the velocity,
+    (B, 3, nx, ny, nz), of them.
+    """
+
+    def __init__(self, grid: Grid, width: int = 8, widest: int = 48, depth: int = 3):
+        super().__init__()
+        halvings = max(0, round(math.log2(BSpline().spacing / 1.7 / max(grid.spacing))))
+        first = min(halvings, 1)
+        self.compare = Comparison(width, 2**first)
+        self.features = nn.Sequential(
+            ConvBlock(self.compare.channels, widest, 2 ** (halvings - first)),
+            *(ConvBlock(widest, widest) for _ in range(depth)),
+        )
+        self.head = nn.Sequential(
+            nn.Conv3d(widest, widest, 1), nn.LeakyReLU(0.1), silent(nn.Conv3d(widest, 3, 1))
+        )
+        controls, coarse = BSpline().control_grid(grid), grid.coarsened(2**halvings)
+        for name, points, voxels in zip("xyz", controls.axes(), coarse.axes(), strict=True):
+            self.register_buffer(name, _interpolation(points, voxels), persistent=False)
+
+    def inherit(self, coarser: BSplineDynamics) -> None:
+        """Take over the weights of the next coarser scale's network, which is built alike."""
+        self.load_state_dict(coarser.state_dict())
+
+    def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b 3 nx ny nz"]:
+        x = self.features(self.compare(warped, fixed, t))
+        for weights in (self.x, self.y, self.z):
+            x = torch.tensordot(x, weights.to(x.dtype), dims=([2], [1]))  # axis 2 goes to the end
+        return self.head(x)
+
+
+def _interpolation(points: Float[Tensor, n], voxels: Float[Tensor, m]) -> Float[Tensor, "n m"]:
+    """Weights of linear interpolation at points of an axis; beyond its ends the end counts."""
+    spacing = float(voxels[1] - voxels[0])
+    inside = points.clamp(float(voxels[0]), float(voxels[-1]))
+    return (1 - (inside[:, None] - voxels).abs() / spacing).clamp_min(0)
+
+
+class DenseDynamics(nn.Module):
+    """A U-Net (section 3.1, [26]) over the comparison, for voxel-wise velocities (B, 3, X, Y, Z).
+
+    Grids of more than `largest` voxels along an axis are entered every second voxel and left by
+    linear upsampling: the field is smooth, and its last factor of two in resolution would cost
+    eight times the rest.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        width: int = 16,
+        widest: int = 48,
+        levels: int = 3,
+        seen: int = 8,
+        largest: int = 32,
+    ):
+        super().__init__()
+        channels = [min(width * 2**i, widest) for i in range(levels)]
+        self.compare = Comparison(seen, 2 if max(grid.shape) > largest else 1)
+        self.down = nn.ModuleList()
+        for i, outputs in enumerate(channels):
+            inputs, stride = (self.compare.channels, 1) if i == 0 else (channels[i - 1], 2)
+            self.down.append(
+                nn.Sequential(ConvBlock(inputs, outputs, stride), ConvBlock(outputs, outputs))
+            )
+        self.up = nn.ModuleList(
+            ConvBlock(channels[i] + channels[i - 1], channels[i - 1])
+            for i in reversed(range(1, levels))
+        )
+        self.head = silent(nn.Conv3d(channels[0], 3, 3, padding=1))
+
+    def inherit(self, coarser: DenseDynamics) -> None:
+        """Take over the weights of the next coarser scale's network, which is built alike."""
+        self.load_state_dict(coarser.state_dict())
+
+    def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b 3 x y z"]:
+        x = self.compare(warped, fixed, t)
+        skips = []
+        for block in self.down:
+            x = block(x)
+            skips.append(x)
+        for block, skip in zip(self.up, reversed(skips[:-1]), strict=True):
+            x = block(torch.cat([_resized(x, skip), skip], dim=1))
+        return _resized(self.head(x), warped)
+
+
+def _resized(x: Tensor, like: Tensor) -> Tensor:
+    """x on the voxels of `like`, which spans the same field of view."""
+    if x.shape[2:] == like.shape[2:]:
+        return x
+    return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)

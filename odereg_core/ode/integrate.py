@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
 from odereg_core.ode.aca import Checkpointed
+from odereg_core.ode.heap import keep_freed_memory
 from odereg_core.ode.solver import Solver
 
 State = Any
@@ -37,31 +39,57 @@ class Solution:
     states: list[State] = field(default_factory=list)
 
 
-class Recorder(nn.Module):
+class Recorder:
     """f with fixed further arguments, its evaluations counted and its steps watched."""
 
     def __init__(self, f: Callable[..., State], args: tuple, budget: int, keep: bool, label: str):
-        super().__init__()
         self.f, self.args, self.budget, self.keep, self.label = f, args, budget, keep, label
         self.nfe = self.accepted = self.rejected = 0
         self.steps: list[tuple[float, float, State]] = []
+        self.t: Tensor | float = math.nan
 
-    def forward(self, t: Tensor, theta: State) -> State:
+    def watch(self, adaptive: bool, sign: int) -> None:
+        """Take torchdiffeq's callbacks; it gives dt without the sign of t1 - t0."""
+        self.sign = sign
+        if adaptive:
+            self.callback_step = self.attempt
+            self.callback_accept_step = self.record
+            self.callback_reject_step = self.reject
+        else:  # a fixed grid calls back at the start of a step only, and accepts all of them
+            self.callback_step = self.take
+
+    def __call__(self, t: Tensor, theta: State) -> State:
         self.nfe += 1
         if self.nfe > self.budget:
-            raise SolverError(
-                f"{self.label}: more than {self.budget} evaluations at t = {t.item():.4g} "
-                f"after {self.accepted} accepted and {self.rejected} rejected steps"
-            )
+            self.fail(f"more than {self.budget} evaluations of f", t)
         return self.f(t, theta, *self.args)
+
+    def attempt(self, t: Tensor, theta: State, dt: Tensor) -> None:
+        self.t = t
+
+    def take(self, t: Tensor, theta: State, dt: Tensor) -> None:
+        self.check(theta, t)
+        self.record(t, theta, dt)
 
     def record(self, t: Tensor, theta: State, dt: Tensor) -> None:
         self.accepted += 1
         if self.keep:
-            self.steps.append((float(t), float(dt), _detached(theta)))
+            self.steps.append((float(t), self.sign * float(dt), _detached(theta)))
 
     def reject(self, t: Tensor, theta: State, dt: Tensor) -> None:
         self.rejected += 1
+
+    def check(self, theta: State, t: Tensor | float) -> None:
+        parts = theta if isinstance(theta, tuple) else (theta,)
+        if not all(torch.isfinite(part).all() for part in parts):
+            self.fail("theta is not finite", t)
+
+    def fail(self, what: str, t: Tensor | float) -> NoReturn:
+        """Raise SolverError with the segment, what happened, the time and the step."""
+        raise SolverError(
+            f"{self.label}: {what} at t = {float(t):.4g}, "
+            f"after {self.accepted} accepted and {self.rejected} rejected steps"
+        )
 
 
 def _detached(theta: State) -> State:
@@ -86,30 +114,24 @@ def integrate(
 
     `solver`: `F(dt)`, `A(eps)` or another method of torchdiffeq (see `Solver.parse`).
     `adjoint`: how gradients are computed. `aca`, the adaptive checkpoint adjoint of Zhuang et
-    al. [33], keeps the accepted states and replays one step at a time; `backprop` keeps the
-    graph of
-    every step, rejected ones too; `adjoint` solves the adjoint ODE backwards (Chen et al. [10]).
+    al. [33], keeps the accepted states and replays one step at a time; `backprop` keeps the graph
+    of every step; `adjoint` solves the adjoint ODE backwards (Chen et al. [10]).
 
     Gradients reach theta0, the tensors of `args` (the images), and `params`: by default the
     parameters of f where it is a module. Tensors that f closes over in another way must be
     named in `params`.
 
     Raises SolverError, naming `label`, time and step, where the step underflows, f is evaluated
-    more than
-    `budget` times, or theta is no longer finite.
+    more than `budget` times, or theta is no longer finite.
     """
+    keep_freed_memory()
     solver = Solver.parse(solver)
     if params is None:
         params = f.parameters() if isinstance(f, nn.Module) else ()
     params = tuple(p for p in params if p.requires_grad)
     checkpoint = adjoint == "aca" and torch.is_grad_enabled()
     recorder = Recorder(f, args, budget, trajectory or checkpoint, label)
-    # A fixed grid has no other callback than the start of a step, and accepts all of them.
-    if solver.adaptive:
-        recorder.callback_accept_step = recorder.record
-        recorder.callback_reject_step = recorder.reject
-    else:
-        recorder.callback_step = recorder.record
+    recorder.watch(solver.adaptive, 1 if t1 >= t0 else -1)
 
     first = theta0 if isinstance(theta0, tuple) else (theta0,)
     times = torch.tensor([t0, t1], dtype=torch.float64, device=first[0].device)
@@ -119,12 +141,8 @@ def integrate(
     def solve(function: Callable[..., State] = odeint, **more: object) -> tuple[Tensor, ...]:
         try:
             path = function(recorder, theta0, times, **solver.arguments(t0, t1), **more)
-        except AssertionError as error:
-            where = recorder.steps[-1][0] if recorder.steps else t0
-            raise SolverError(
-                f"{label}: {error} after {recorder.accepted} accepted steps, "
-                f"the last from t = {where:.4g}"
-            ) from error
+        except AssertionError as error:  # an underflow, or a state that is not finite
+            recorder.fail(str(error).partition(":")[0], recorder.t)
         return tuple(p[-1] for p in (path if isinstance(path, tuple) else (path,)))
 
     if checkpoint:
@@ -134,9 +152,7 @@ def integrate(
     elif adjoint == "adjoint" and torch.is_grad_enabled():
         tensors = tuple(a for a in args if isinstance(a, Tensor) and a.requires_grad)
         options = {k: v for k, v in solver.arguments(t0, t1)["options"].items() if k != "norm"}
-        if (
-            solver.adaptive
-        ):  # steps are chosen for theta and its adjoint, not for the weights' integral
+        if solver.adaptive:  # for theta and its adjoint, not for the weights' integral
             options["norm"] = "seminorm"
         end = solve(odeint_adjoint, adjoint_params=params + tensors, adjoint_options=options)
     elif adjoint in ("backprop", "aca", "adjoint"):
@@ -144,10 +160,7 @@ def integrate(
     else:
         raise ValueError(f"adjoint is one of aca, backprop, adjoint, not {adjoint!r}")
 
-    if not all(torch.isfinite(p).all() for p in end):
-        raise SolverError(
-            f"{label}: theta is not finite after {recorder.accepted} steps to t = {t1:.4g}"
-        )
+    recorder.check(end, t1)
     theta = end if isinstance(theta0, tuple) else end[0]
     solution = Solution(theta, recorder.nfe, recorder.accepted, recorder.rejected)
     if trajectory:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchdiffeq._impl.adaptive_heun import AdaptiveHeunSolver
+from torchdiffeq._impl.misc import _compute_error_ratio
 from torchdiffeq._impl.odeint import SOLVERS
 
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
@@ -20,16 +22,52 @@ class HeunSolver(AdaptiveHeunSolver):
 
     torchdiffeq's `adaptive_heun` starts a step with the slope at the *Euler* point of the step
     before; here each step evaluates f at its own start. A step is then a function of (t, theta, dt)
-    alone, which is what the adaptive checkpoint adjoint replays.
+    alone, which is what the adaptive checkpoint adjoint replays. The last step ends on the time
+    asked for, so nothing is interpolated.
+
+    The error's norm, the control of the step and the callbacks are torchdiffeq's. Time and step are
+    plain numbers: as tensors they make some sixty operations a step, as dear as f on a coarse grid,
+    and on a GPU each comparison waits for the device. Here one a step does.
     """
 
-    def _adaptive_step(self, rk_state):
-        before = rk_state.t1
-        state = super()._adaptive_step(rk_state)
-        end = float("inf") if self.step_t is None else float(self.step_t[-1])
-        if state.t1 > before and float(state.t1) < end:
-            state = state._replace(f1=self.func(state.t1, state.y1))
-        return state
+    def _before_integrate(self, t):
+        super()._before_integrate(t)
+        self.state = (self.rk_state.y1, self.rk_state.f1, float(t[0]), float(self.rk_state.dt))
+        self.limits = (float(self.safety), float(self.dfactor), float(self.ifactor))
+
+    def _f(self, t, y):
+        return self.func(torch.full((), t, dtype=self.dtype, device=y.device), y)
+
+    def _advance(self, next_t):
+        y, slope, t, dt = self.state
+        end = float(next_t)
+        while t < end:
+            self.func.callback_step(t, y, dt)
+            assert t + dt > t, f"underflow in dt {dt:.3g}"
+            step = min(dt, end - t)
+            slope = self._f(t, y) if slope is None else slope
+            euler = y + step * slope
+            error = step / 2 * (self._f(t + step, euler) - slope)
+            y1 = euler + error
+            with torch.no_grad():
+                ratio = float(_compute_error_ratio(error, self.rtol, self.atol, y, y1, self.norm))
+            if ratio <= 1:
+                self.func.callback_accept_step(t, y, step)
+                t, y, slope = (end if step < dt else t + step), y1, None
+            else:
+                self.func.callback_reject_step(t, y, step)
+                assert ratio < math.inf or torch.isfinite(slope).all(), "f is not finite"
+            dt = step * self._factor(ratio)
+        self.state = y, slope, t, dt
+        return y
+
+    def _factor(self, ratio):
+        """How much longer the next step is, by torchdiffeq's rule; no number counts as large."""
+        safety, least, most = self.limits
+        if not ratio < math.inf:
+            return least
+        wanted = safety / max(ratio, 1e-30) ** (1 / self.order)
+        return min(most, max(wanted, 1.0 if ratio <= 1 else least))
 
 
 SOLVERS["heun"] = HeunSolver
@@ -116,8 +154,8 @@ class Solver:
 def _worst_sample(error: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Root mean square an example, the largest of the batch: no example hides behind the others."""
     parts = error if isinstance(error, tuple) else (error,)
-    rms = [
-        part.abs().square().reshape(part.shape[0] if part.ndim else 1, -1).mean(1).sqrt()
-        for part in parts
-    ]
-    return torch.cat(rms).max()
+    worst = []
+    for part in parts:
+        rows = part.reshape(part.shape[0] if part.ndim else 1, -1)
+        worst.append(torch.linalg.vector_norm(rows, dim=1).max() / rows.shape[1] ** 0.5)
+    return torch.stack(worst).max() if len(worst) > 1 else worst[0]

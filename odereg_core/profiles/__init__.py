@@ -50,8 +50,14 @@ class SplitSection(_Section):
 
 
 class Stage(_Section):
-    """One stage of training: the coarsest `scales` scales, all trained together."""
+    """One stage of training.
 
+    `objective: velocity` trains the network of scale `scales` alone, on velocities drawn with the
+    states they belong to, without a solve; `losses` trains the coarsest `scales` scales through
+    the solver, on the paper's loss.
+    """
+
+    objective: Literal["velocity", "losses"] = "losses"
     scales: int = Field(ge=1)
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
@@ -59,6 +65,10 @@ class Stage(_Section):
     decay: float = Field(0.05, ge=0, le=1)
     """The last learning rate over the first, down a half cosine; 1 keeps it constant."""
     solvers: tuple[str, ...] | None = None
+    left: tuple[float, float] = (0.05, 1.0)
+    """For `velocity`: what a state has left to do, as shares of a whole motion."""
+    floor_mm: float = Field(1.0, gt=0)
+    """For `velocity`: errors weigh relative to what is left, plus this."""
 
 
 class Augmentation(_Section):
@@ -69,6 +79,20 @@ class Augmentation(_Section):
     noise: float = Field(default=0.03, ge=0)
     blur: float = Field(default=0.5, ge=0, le=1)
     erode: float = Field(default=0.5, ge=0, le=1)
+    stretch: float = Field(default=0.05, ge=0, le=0.3)
+
+
+class MotionSection(_Section):
+    """P_theta of L_self: U(±deg), U(±mm), N(0, mm^2) at control points.
+
+    `mixed`: the share of examples that are as the cascades meet them (see
+    `odereg_core.train.draws.motion`).
+    """
+
+    rotation_deg: float = Field(ge=0, le=90)
+    translation_mm: float = Field(ge=0)
+    control_mm: float = Field(ge=0)
+    mixed: float = Field(default=0.4, ge=0, le=1)
 
 
 class ModelSection(_Section):
@@ -76,10 +100,16 @@ class ModelSection(_Section):
 
     solvers: tuple[str, ...]
     time: float = Field(3.0, gt=0)
+    gain: float = Field(10.0, gt=0)
+    """How fast the networks' velocities are followed; see `MSODENet`."""
     adjoint: Literal["aca", "backprop", "adjoint"] = "aca"
     network: dict[str, int] = {}
     seed: int = 0
     stages: tuple[Stage, ...]
+    motion: MotionSection
+    similarity: Literal["content", "mi", "none"] = "none"
+    lambda_self: float = Field(1.0, ge=0)
+    lambda_reg: float = Field(0.0, ge=0)
     augment: Augmentation = Field(default_factory=Augmentation)
     precision: Literal["float32", "bf16"] = "float32"
     validate_every: int = Field(200, ge=1)
@@ -91,6 +121,32 @@ class ModelSection(_Section):
         for solver in solvers:
             Solver.parse(solver)
         return solvers
+
+
+class EncoderSection(_Section):
+    """The disentangling GAN of section 2.2 and its training; see `odereg_core.train.gan`."""
+
+    network: dict[str, int] = {}
+    seed: int = 0
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    lr: float = Field(1e-4, gt=0)
+    critic_steps: int = Field(5, ge=1)
+    penalty: float = Field(10.0, ge=0)
+    """Weight of the gradient penalty; 0 clips the critics' weights to ±0.01 as in [2]."""
+    cycle: float = Field(10.0, ge=0)
+    image: float = Field(10.0, ge=0)
+    features: float = Field(10.0, ge=0)
+    adversarial: float = Field(1.0, ge=0)
+    content_adversarial: float = Field(1.0, ge=0)
+    invariance: float = Field(0.0, ge=0)
+    """Weight of our own term: the content of an image is that of its augmented copy."""
+    recolour: float = Field(0.0, ge=0)
+    """Weight of another: the augmented copy's content in the image's style is the image."""
+    augment: Augmentation = Field(default_factory=Augmentation)
+    precision: Literal["float32", "bf16"] = "float32"
+    validate_every: int = Field(200, ge=1)
+    validation_pairs: int = Field(24, ge=1)
 
 
 class EvaluationSection(_Section):
@@ -109,6 +165,7 @@ class Profile(_Section):
     split: SplitSection
     weights: Literal["shipped", "train"]
     models: dict[str, ModelSection]
+    encoders: dict[str, EncoderSection] = {}
     evaluation: EvaluationSection
 
     @cached_property

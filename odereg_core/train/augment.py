@@ -13,15 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odereg_core.profiles import Augmentation
+from odereg_core.train.draws import uniform
 
 Volume = Float[Tensor, "b 1 x y z"]
-
-
-def uniform(
-    shape: tuple[int, ...], low: float, high: float, like: Tensor, rng: torch.Generator
-) -> Tensor:
-    """U(low, high), drawn on the CPU so that every device sees the same."""
-    return (torch.rand(shape, generator=rng) * (high - low) + low).to(like.device)
 
 
 def smooth_noise(image: Volume, cells: int, rng: torch.Generator) -> Volume:
@@ -41,27 +35,33 @@ def random_contrast(image: Volume, rng: torch.Generator, knots: int = 7) -> Volu
     return torch.where(image > 0, mapped, 0.0)
 
 
+def _neighbours(image: Volume, axis: int) -> Volume:
+    """The sum of both neighbours along an axis; beyond the edge lies zero."""
+    padding = [0] * 6
+    padding[2 * (4 - axis)] = padding[2 * (4 - axis) + 1] = 1
+    padded, n = F.pad(image, padding), image.shape[axis]
+    return padded.narrow(axis, 0, n) + padded.narrow(axis, 2, n)
+
+
 def random_edge(image: Volume, rng: torch.Generator) -> Volume:
     """The brain mask moved in or out of the brain by a smooth random amount, as strippers
     differ."""
-    inside = (image > 0).to(image.dtype)
-    softened = F.avg_pool3d(F.pad(inside, (1,) * 6), 3, stride=1)
+    softened = (image > 0).to(image.dtype)
+    for axis in (2, 3, 4):
+        softened = (softened + _neighbours(softened, axis)) / 3
     level = uniform((len(image), 1, 1, 1, 1), 0.35, 0.75, image, rng)
     return image * (softened + 0.15 * smooth_noise(image, 6, rng) > level)
 
 
-def random_blur(image: Volume, rng: torch.Generator) -> Volume:
-    """Thick slices: an average over three voxels along one random axis of each image."""
-    axis = torch.randint(0, 3, (len(image), 1, 1, 1, 1), generator=rng).to(image.device)
+def random_blur(image: Volume, chance: float, rng: torch.Generator) -> Volume:
+    """Thick slices: an average over three voxels along one random axis, of some of the images."""
+    axis = torch.randint(2, 5, (len(image), 1, 1, 1, 1), generator=rng).to(image.device)
     strength = uniform((len(image), 1, 1, 1, 1), 0.0, 1.0, image, rng)
-    result = image
-    for a in range(3):
-        size = [1, 1, 1]
-        size[a] = 3
-        padding = [s // 2 for s in size]
-        blurred = F.avg_pool3d(image, size, stride=1, padding=padding)
-        result = torch.where(axis == a, torch.lerp(image, blurred, strength), result)
-    return result
+    chosen = uniform((len(image), 1, 1, 1, 1), 0.0, 1.0, image, rng) < chance
+    for a in (2, 3, 4):
+        weight = strength * chosen * (axis == a) / 3
+        image = image * (1 - 2 * weight) + weight * _neighbours(image, a)
+    return image
 
 
 def augment(image: Volume, settings: Augmentation, rng: torch.Generator) -> Volume:
@@ -72,7 +72,7 @@ def augment(image: Volume, settings: Augmentation, rng: torch.Generator) -> Volu
         return torch.where(chosen, changed, unchanged)
 
     image = some(settings.contrast, random_contrast(image, rng), image)
-    image = some(settings.blur, random_blur(image, rng), image)
+    image = random_blur(image, settings.blur, rng)
     image = some(settings.erode, random_edge(image, rng), image)
     inside = image > 0
     field = (settings.bias * smooth_noise(image, 4, rng)).exp()

@@ -28,13 +28,14 @@ class Log:
         self.rows: list[dict[str, float]] = []
         if resume_step and path.exists():
             with path.open(newline="") as file:
-                rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+                rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
             self.rows = [row for row in rows if row["step"] <= resume_step]
 
     def add(self, **row: float) -> None:
         self.rows.append(row)
         with atomic(self.path) as temporary, Path(temporary).open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+            names = list(dict.fromkeys(name for row in self.rows for name in row))
+            writer = csv.DictWriter(file, fieldnames=names)
             writer.writeheader()
             writer.writerows(self.rows)
 
@@ -108,12 +109,12 @@ def run(
     every: int,
     ends: tuple[int, ...] = (),
     title: str = "training",
+    score: str = "rmse_phi_mm",
 ) -> None:
     """Take steps up to `total`; validate and save every `every` steps and at the steps in `ends`.
 
-    `validate` returns its numbers, of which `rmse_phi_mm` is the score. At a step in `ends` a
-    stage is over: the best weights become the
-    present ones and the best score starts over.
+    `validate` returns its numbers; the lowest `score` among them marks the best weights. At a step
+    in `ends` a stage is over: the best weights become the present ones and the score starts over.
     """
     started = time.monotonic() - checkpoint.seconds
     sums: dict[str, float] = {}
@@ -133,7 +134,7 @@ def run(
             means = {key: value / count for key, value in sums.items()}
             sums, count = {}, 0
             numbers = validate()
-            checkpoint.keep_best(numbers["rmse_phi_mm"])
+            checkpoint.keep_best(numbers[score])
             checkpoint.seconds = time.monotonic() - started
             log.add(step=checkpoint.step, seconds=checkpoint.seconds, **means, **numbers)
             bar.set_postfix({k: f"{v:.3g}" for k, v in (means | numbers).items()})

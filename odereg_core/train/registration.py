@@ -1,4 +1,4 @@
-"""Self-supervised training of MS-ODENet (section 2.1, L_self), the coarse scales first."""
+"""Training of MS-ODENet (section 2.1): each scale warmed up alone, then all by the total loss."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from torch import Tensor
 
 from odereg_core.cohort import Cohort
 from odereg_core.files import provenance, write_json
-from odereg_core.losses import self_loss
+from odereg_core.losses import regularity, self_loss, velocity_loss
 from odereg_core.metrics import rmse_phi
-from odereg_core.motion import MOTIONS
 from odereg_core.msodenet import MSODENet, pyramid
+from odereg_core.networks.disentangle import Disentangler
 from odereg_core.ode import Solver
 from odereg_core.pairs import Pair, pair_keys, simulate
 from odereg_core.profiles import ModelSection, Profile, Stage
-from odereg_core.train.augment import augment, uniform
+from odereg_core.similarity import ContentSimilarity, MutualInformation, Similarity
+from odereg_core.train.augment import augment
+from odereg_core.train.draws import motion, state, stretch, stretched, uniform
 from odereg_core.train.loop import Checkpoint, Log, run, step_generator
 from odereg_core.warp import warp
-from odereg_core.weights import save_model
+from odereg_core.weights import load_model, save_model
 
 TASKS = {"rigid": "rigid", "bspline": "deformable", "dense": "deformable"}
 """The task each parameterisation is trained and validated for."""
@@ -36,6 +38,7 @@ def build(transform: str, profile: Profile, section: ModelSection) -> MSODENet:
         profile.working_grid,
         section.solvers,
         section.time,
+        section.gain,
         section.adjoint,
         **section.network,
     )
@@ -51,16 +54,25 @@ class Volumes:
         for name in cohort.names(split):
             whole = cohort.load(name).images
             pooled = F.avg_pool3d(whole[:, None], factor) if factor > 1 else whole[:, None]
-            images.append(pooled.half())
-        self.images = torch.cat(images).to(device)
+            images.append(pooled[:, 0].half())
+        self.images = torch.stack(images).to(device)  # subjects, contrasts, x, y, z
         self.device = device
 
-    def draw(self, batch: int, rng: torch.Generator) -> Tensor:
-        """Random images (B, 1, X, Y, Z) of any contrast, mirrored left to right half the time."""
-        index = torch.randint(len(self.images), (batch,), generator=rng)
-        flip = (torch.rand(batch, generator=rng) < 0.5).to(self.device)
-        chosen = self.images[index.to(self.device)].float()
-        return torch.where(flip[:, None, None, None, None], chosen.flip(2), chosen)
+    def draw(self, batch: int, rng: torch.Generator, crossed: int = 0) -> tuple[Tensor, Tensor]:
+        """Two batches of images (B, 1, X, Y, Z), mirrored left to right half the time: the same
+        image twice, but for the first `crossed`, which are two contrasts of one subject."""
+        subjects, contrasts = self.images.shape[:2]
+        subject = torch.randint(subjects, (batch,), generator=rng)
+        first = torch.randint(contrasts, (batch,), generator=rng)
+        step = torch.randint(1, contrasts, (batch,), generator=rng)
+        second = torch.where(torch.arange(batch) < crossed, (first + step) % contrasts, first)
+        flip = (torch.rand(batch, generator=rng) < 0.5).to(self.device)[:, None, None, None]
+
+        def pick(contrast: Tensor) -> Tensor:
+            chosen = self.images[subject.to(self.device), contrast.to(self.device)].float()
+            return torch.where(flip, chosen.flip(1), chosen)[:, None]
+
+        return pick(first), pick(second)
 
 
 @dataclass
@@ -71,6 +83,7 @@ class Trainer:
     profile: Profile
     cohort: Cohort
     device: str
+    similarity: Similarity | None = None
 
     def __post_init__(self) -> None:
         self.section = self.profile.models[self.transform]
@@ -105,39 +118,94 @@ class Trainer:
             self._volumes = (stage.scales, volumes)
         return self._volumes[1]
 
-    def motion(self, batch: int, like: Tensor, rng: torch.Generator) -> Tensor:
-        """theta~ of L_self: uniform over the task's range (its own draw, never an evaluation
-        motion)."""
-        task = MOTIONS[TASKS[self.transform]]
-        limits = torch.tensor([math.radians(task.rotation_deg)] * 3 + [task.translation_mm] * 3)
-        return uniform((batch, 6), -1.0, 1.0, like, rng) * limits.to(like.device)
-
     def step(self, number: int) -> dict[str, float]:
-        """One step of Adam on L_self."""
+        """One step of Adam."""
         stage, progress = self.stage(number)
         volumes = self.use(stage)
+        if stage.objective == "velocity" and stage.scales > 1 and number in self.ends:
+            networks = self.model.networks
+            networks[stage.scales - 1].inherit(networks[stage.scales - 2])  # type: ignore[operator]
         for group in self.optimizer.param_groups:
             group["lr"] = stage.lr * (
                 stage.decay + (1 - stage.decay) * (1 + math.cos(math.pi * progress)) / 2
             )
         rng = step_generator(self.section.seed, number)
-        image = volumes.draw(stage.batch, rng)
-        grid = self.model.grids[stage.scales - 1]
-        theta = self.motion(stage.batch, image, rng)
-        moving = augment(image, self.section.augment, rng)
-        target = augment(image, self.section.augment, rng)
-        fixed = warp(target, self.model.transform.displacement(theta, grid), grid)
         self.model.train()
-        with torch.autocast(
-            torch.device(self.device).type, torch.bfloat16, self.section.precision == "bf16"
-        ):
-            result = self.model(moving, fixed, scales=stage.scales)
-        loss = self_loss(result.theta, theta, self.model.transform)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        terms = (self.velocity if stage.objective == "velocity" else self.losses)(
+            stage, volumes, rng
+        )
+        terms["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        return {"loss": float(loss.detach()), "nfe": result.nfe}
+        return {name: float(value.detach()) for name, value in terms.items()}
+
+    def _autocast(self) -> torch.autocast:
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, self.section.precision == "bf16")
+
+    def velocity(self, stage: Stage, volumes: Volumes, rng: torch.Generator) -> dict[str, Tensor]:
+        """Warm-up of one scale without a solve: at a drawn state, the velocity to the drawn motion.
+
+        As flow matching (Lipman et al. 2023) does for generative ODEs: it costs one evaluation of f
+        where a solve costs tens, and leaves to the losses what depends on the solver. The network
+        learns the velocity that arrives in unit time; the model's gain, how fast it is followed.
+        """
+        i, transform = stage.scales - 1, self.model.transform
+        grid, settings, batch = self.model.grids[i], self.section.motion, stage.batch
+        one, two = volumes.draw(batch, rng)
+        drawn, other = (motion(transform, settings, batch, grid, one, rng) for _ in range(2))
+        theta = state(transform, drawn, other, 0.3 if i == 0 else 0.0, *stage.left, rng)
+        linear = stretch(batch, self.section.augment.stretch, one, rng)
+        u = transform.displacement(theta, grid)
+        warped = warp(augment(one, self.section.augment, rng), stretched(linear, u, grid), grid)
+        seen = stretched(linear, drawn.displacement, grid)
+        fixed = warp(augment(two, self.section.augment, rng), seen, grid)
+        t = (i + uniform((1,), 0.0, 1.0, one, rng)) * self.model.time / self.model.scales
+        with self._autocast():
+            velocity = self.model.networks[i](warped, fixed, t)
+        # A theta that is no image of this grid is smooth: the coarsest grid measures it as well.
+        inside, place = (fixed > 0).float(), grid
+        if theta.shape[2:] != fixed.shape[2:]:
+            inside, place = F.avg_pool3d(inside, 2**i), self.model.grids[0]
+        loss = velocity_loss(
+            velocity.float() * transform.unit(theta),
+            transform.towards(theta, drawn.theta),
+            transform,
+            place,
+            inside,
+            stage.floor_mm,
+        )
+        return {"loss": loss}
+
+    def losses(self, stage: Stage, volumes: Volumes, rng: torch.Generator) -> dict[str, Tensor]:
+        """The paper's total loss, through the solver: L_sim on pairs of two contrasts, L_self on
+        an image and its perturbed copy, L_reg on both."""
+        section, transform, batch = self.section, self.model.transform, stage.batch
+        grid = self.model.grids[stage.scales - 1]
+        crossed = batch // 2 if self.similarity else 0
+        one, two = volumes.draw(batch, rng, crossed)
+        drawn = motion(transform, section.motion, batch, grid, one, rng)
+        linear = stretch(batch, section.augment.stretch, one, rng)
+        still = stretched(linear, torch.zeros_like(drawn.displacement), grid)
+        moving = warp(augment(one, section.augment, rng), still, grid)
+        seen = stretched(linear, drawn.displacement, grid)
+        fixed = warp(augment(two, section.augment, rng), seen, grid)
+        with self._autocast():
+            result = self.model(moving, fixed, scales=stage.scales)
+        own = slice(crossed, None)
+        terms = {"l_self": self_loss(result.theta[own], drawn.theta[own], transform)}
+        loss = section.lambda_self * terms["l_self"]
+        u = transform.displacement(result.theta, grid)
+        if section.lambda_reg:
+            terms["l_reg"] = regularity(u, grid)
+            loss = loss + section.lambda_reg * terms["l_reg"]
+        if self.similarity:
+            warped = warp(moving[:crossed], u[:crossed], grid)
+            with self._autocast():
+                terms["l_sim"] = self.similarity(warped, fixed[:crossed], rng).mean()
+            loss = loss + terms["l_sim"]
+        return {"loss": loss, **terms, "nfe": torch.tensor(float(result.nfe))}
 
     @torch.no_grad()
     def validate(self, scales: int) -> dict[str, float]:
@@ -162,17 +230,36 @@ class Trainer:
         }
 
 
+def similarity_of(section: ModelSection, encoder: Path, device: str) -> Similarity | None:
+    """L_sim as the profile names it; the content encoder comes from a weights file, frozen."""
+    if section.similarity == "none":
+        return None
+    if section.similarity == "mi":
+        return MutualInformation()
+    model = load_model(encoder, device, Disentangler)
+    return ContentSimilarity(model.content.requires_grad_(False), model.slices, model.downs)
+
+
 def train(
-    transform: str, profile: Profile, cohort: Cohort, out: Path, device: str, command: str = ""
+    transform: str,
+    profile: Profile,
+    cohort: Cohort,
+    out: Path,
+    device: str,
+    command: str = "",
+    encoder: Path | None = None,
 ) -> Path:
     """Train a model and write `<transform>.safetensors`, its provenance `.json` and `.log.csv`
     to `out`.
 
-    Goes on from `<transform>.checkpoint.safetensors` where there is one; on the CPU the result is
-    then the same to the bit as an uninterrupted run's. Returns the weights file.
+    `encoder`: the weights of E^c for L_sim; `encoder.safetensors` in `out` unless given. Goes on
+    from `<transform>.checkpoint.safetensors` where there is one; on the CPU the result is then the
+    same to the bit as an uninterrupted run's. Returns the weights file.
     """
     out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(transform, profile, cohort, device)
+    section = profile.models[transform]
+    similarity = similarity_of(section, encoder or out / "encoder.safetensors", device)
+    trainer = Trainer(transform, profile, cohort, device, similarity)
     checkpoint = Checkpoint(
         out / f"{transform}.checkpoint.safetensors", trainer.model, trainer.optimizer
     )

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from odereg_core.grid import Grid
+
+
+def full_precision(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A method whose numbers are millimetres: never computed in less than float32.
+
+    Autocast would round its products to bfloat16 (at 100 mm, half a millimetre); inside it is off,
+    and arguments in half precision are widened.
+    """
+
+    @wraps(method)
+    def exact(*args: Any, **kwargs: Any) -> Tensor:
+        args = tuple(
+            a.float() if isinstance(a, Tensor) and a.dtype in (torch.float16, torch.bfloat16) else a
+            for a in args
+        )
+        kind = next(a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        with torch.autocast(kind, enabled=False):
+            return method(*args, **kwargs)
+
+    return exact
 
 
 class Transform(Protocol):
@@ -49,4 +71,12 @@ class Transform(Protocol):
 
     def rate(self, theta: Tensor, velocity: Tensor) -> Tensor:
         """d theta / dt for a velocity f that the dynamics network saw in the warped image."""
+        ...
+
+    def towards(self, theta: Tensor, target: Tensor) -> Tensor:
+        """The constant velocity that takes theta to `target` in unit time (see `rate`)."""
+        ...
+
+    def field(self, velocity: Tensor, grid: Grid) -> Float[Tensor, "b 3 x y z"]:
+        """How a velocity moves the points of the warped image, mm per unit time."""
         ...

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 from odereg_core.grid import Grid
+from odereg_core.transforms.base import full_precision
 
 
 def cubic_bspline(r: Tensor) -> Tensor:
@@ -46,6 +49,10 @@ class BSpline:
                 f"offset {self.offset} mm exceeds half the spacing of {self.spacing} mm"
             )
 
+    def control_grid(self, grid: Grid) -> Grid:
+        """The control points as a grid, about the same centre less `offset`."""
+        return Grid(self.control_shape(grid), (self.spacing,) * 3)
+
     def control_shape(self, grid: Grid) -> tuple[int, int, int]:
         """Number of control points along each axis."""
         margin = 4 if any(self.offset) else 3
@@ -60,6 +67,7 @@ class BSpline:
     ) -> Float[Tensor, "b 3 nx ny nz"]:
         return torch.zeros(batch, 3, *self.control_shape(grid), device=device, dtype=dtype)
 
+    @full_precision
     def displacement(
         self, theta: Float[Tensor, "b 3 nx ny nz"], grid: Grid
     ) -> Float[Tensor, "b 3 x y z"]:
@@ -74,6 +82,7 @@ class BSpline:
             u = torch.tensordot(u, weights, dims=([2], [1]))  # consumes axis 2, appends its result
         return u
 
+    @full_precision
     def map(
         self, theta: Float[Tensor, "b 3 nx ny nz"], points: Float[Tensor, "b 3 *n"], grid: Grid
     ) -> Float[Tensor, "b 3 *n"]:
@@ -83,19 +92,9 @@ class BSpline:
             [(flat[:, a] - self.offset[a]) / self.spacing + (shape[a] - 1) / 2 for a in range(3)],
             1,
         )
-        first = index.floor().long() - 1
-        controls = theta.flatten(2)
-        u = torch.zeros_like(flat)
-        for corner in torch.cartesian_prod(*[torch.arange(4)] * 3).tolist():
-            at = [first[:, a] + corner[a] for a in range(3)]
-            weight = math.prod(cubic_bspline(index[:, a] - at[a]) for a in range(3))
-            # Beyond the control grid the spline is zero, as its padding would be.
-            inside = math.prod(((at[a] >= 0) & (at[a] < shape[a])) for a in range(3))
-            i, j, k = (at[a].clamp(0, shape[a] - 1) for a in range(3))
-            linear = (i * shape[1] + j) * shape[2] + k
-            value = controls.gather(2, linear[:, None].expand(-1, 3, -1))
-            u = u + value * (weight * inside)[:, None]
-        return points + u.unflatten(2, points.shape[2:])
+        differentiable = torch.is_grad_enabled() and (theta.requires_grad or points.requires_grad)
+        evaluate = _evaluate if differentiable or theta.is_cuda else _evaluate_fast
+        return points + evaluate(theta, index).unflatten(2, points.shape[2:])
 
     def resample(self, theta: Tensor, source: Grid, target: Grid) -> Tensor:
         return theta
@@ -105,3 +104,38 @@ class BSpline:
 
     def rate(self, theta: Tensor, velocity: Tensor) -> Tensor:
         return velocity
+
+    def towards(self, theta: Tensor, target: Tensor) -> Tensor:
+        return target - theta
+
+    def field(self, velocity: Tensor, grid: Grid) -> Float[Tensor, "b 3 x y z"]:
+        return self.displacement(velocity, grid)
+
+
+def _evaluate(theta: Tensor, index: Float[Tensor, "b 3 n"]) -> Float[Tensor, "b 3 n"]:
+    """The spline at continuous indices of the control grid; beyond that grid controls are zero."""
+    shape, first = theta.shape[2:], index.floor().long() - 1
+    controls = theta.flatten(2)
+    weights = [[cubic_bspline(index[:, a] - first[:, a] - k) for k in range(4)] for a in range(3)]
+    u = torch.zeros_like(index)
+    for corner in torch.cartesian_prod(*[torch.arange(4)] * 3).tolist():
+        at = [first[:, a] + corner[a] for a in range(3)]
+        inside = math.prod(((at[a] >= 0) & (at[a] < shape[a])) for a in range(3))
+        i, j, k = (at[a].clamp(0, shape[a] - 1) for a in range(3))
+        linear = (i * shape[1] + j) * shape[2] + k
+        value = controls.gather(2, linear[:, None].expand(-1, 3, -1))
+        weight = math.prod(weights[a][corner[a]] for a in range(3))
+        u = u + value * (weight * inside)[:, None]
+    return u
+
+
+def _evaluate_fast(theta: Tensor, index: Float[Tensor, "b 3 n"]) -> Float[Tensor, "b 3 n"]:
+    """The same without a graph on the CPU, by SciPy: ten times as fast on a whole volume."""
+    rows = [
+        [
+            map_coordinates(component, where, order=3, prefilter=False, mode="grid-constant")
+            for component in controls
+        ]
+        for controls, where in zip(theta.detach().numpy(), index.detach().numpy(), strict=True)
+    ]
+    return torch.from_numpy(np.array(rows)).to(theta)

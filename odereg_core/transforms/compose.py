@@ -6,10 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odereg_core.grid import Grid
-from odereg_core.transforms.base import Transform
+from odereg_core.transforms.base import Transform, full_precision
 from odereg_core.warp import sample, voxels
 
 
+@full_precision
 def compose(
     outer: Transform, theta: Tensor, inner: Float[Tensor, "b 3 x y z"], grid: Grid
 ) -> Float[Tensor, "b 3 x y z"]:
@@ -21,6 +22,7 @@ def compose(
     return outer.map(theta, points + inner, grid) - points
 
 
+@full_precision
 def invert(
     displacement: Float[Tensor, "b 3 x y z"], grid: Grid, iterations: int = 50
 ) -> Float[Tensor, "b 3 x y z"]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odereg_core.grid import Grid
+from odereg_core.transforms.base import full_precision
 from odereg_core.warp import sample, voxels
 
 
@@ -26,6 +27,7 @@ class Dense:
     ) -> Float[Tensor, "b 3 x y z"]:
         return torch.zeros(batch, 3, *grid.shape, device=device, dtype=dtype)
 
+    @full_precision
     def displacement(
         self, theta: Float[Tensor, "b 3 x y z"], grid: Grid
     ) -> Float[Tensor, "b 3 x y z"]:
@@ -34,6 +36,7 @@ class Dense:
             raise ValueError(f"a theta of {shape} voxels on a grid of {grid.shape}: resample it")
         return theta
 
+    @full_precision
     def map(
         self, theta: Float[Tensor, "b 3 x y z"], points: Float[Tensor, "b 3 *n"], grid: Grid
     ) -> Float[Tensor, "b 3 *n"]:
@@ -54,4 +57,10 @@ class Dense:
         return like.new_tensor(self.range_mm)
 
     def rate(self, theta: Tensor, velocity: Tensor) -> Tensor:
+        return velocity
+
+    def towards(self, theta: Tensor, target: Tensor) -> Tensor:
+        return target - theta
+
+    def field(self, velocity: Tensor, grid: Grid) -> Float[Tensor, "b 3 x y z"]:
         return velocity

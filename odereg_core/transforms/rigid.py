@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odereg_core.grid import Grid
+from odereg_core.transforms.base import full_precision
 
 
 def rotation_matrix(angles: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3 3"]:
@@ -35,6 +36,31 @@ def rotation_angles(matrix: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 3"]:
     )
 
 
+def rotation_vector(matrix: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 3"]:
+    """Axis times angle (rad, below pi) of a rotation matrix: its logarithm."""
+    skew = torch.stack(
+        [
+            matrix[:, 2, 1] - matrix[:, 1, 2],
+            matrix[:, 0, 2] - matrix[:, 2, 0],
+            matrix[:, 1, 0] - matrix[:, 0, 1],
+        ],
+        -1,
+    )
+    sine = skew.norm(dim=1, keepdim=True) / 2
+    cosine = (matrix.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) - 1) / 2
+    return skew / 2 * torch.atan2(sine, cosine) / sine.clamp_min(1e-8)
+
+
+def affine_field(
+    linear: Float[Tensor, "b 3 3"], shift: Float[Tensor, "b 3"], grid: Grid
+) -> Float[Tensor, "b 3 x y z"]:
+    """A p + t at every voxel centre p: a sum of one term an axis, so no array of points."""
+    x, y, z = grid.axes(linear.device, linear.dtype)
+    wide = (slice(None), slice(None), None, None, None)
+    cx, cy, cz = (column[wide] for column in linear.unbind(-1))
+    return (cx * x[:, None, None] + shift[wide]) + cy * y[:, None] + cz * z
+
+
 class Rigid:
     """phi(p) = R p + t; theta (B, 6): three rotations in rad, then three translations in mm."""
 
@@ -50,14 +76,12 @@ class Rigid:
     ) -> Float[Tensor, "b 6"]:
         return torch.zeros(batch, 6, device=device, dtype=dtype)
 
+    @full_precision
     def displacement(self, theta: Float[Tensor, "b 6"], grid: Grid) -> Float[Tensor, "b 3 x y z"]:
-        x, y, z = grid.axes(theta.device, theta.dtype)
-        # (R - 1) p + t is a sum of one term an axis: broadcasting needs no array of points.
-        columns = (rotation_matrix(theta[:, :3]) - torch.eye(3).to(theta)).unbind(-1)
-        cx, cy, cz = (column[:, :, None, None, None] for column in columns)
-        t = theta[:, 3:, None, None, None]
-        return (cx * x[:, None, None] + t) + cy * y[:, None] + cz * z
+        linear = rotation_matrix(theta[:, :3]) - torch.eye(3).to(theta)
+        return affine_field(linear, theta[:, 3:], grid)
 
+    @full_precision
     def map(
         self, theta: Float[Tensor, "b 6"], points: Float[Tensor, "b 3 *n"], grid: Grid | None = None
     ) -> Float[Tensor, "b 3 *n"]:
@@ -70,6 +94,7 @@ class Rigid:
     def unit(self, like: Tensor) -> Float[Tensor, 6]:
         return like.new_tensor(self.ranges)
 
+    @full_precision
     def rate(
         self, theta: Float[Tensor, "b 6"], velocity: Float[Tensor, "b 6"]
     ) -> Float[Tensor, "b 6"]:
@@ -89,6 +114,28 @@ class Rigid:
         shift = torch.einsum("bij,bj->bi", rotation_matrix(theta[:, :3]), v)
         return torch.cat([angles, shift], -1)
 
+    @full_precision
+    def towards(
+        self, theta: Float[Tensor, "b 6"], target: Float[Tensor, "b 6"]
+    ) -> Float[Tensor, "b 6"]:
+        """The constant twist that takes phi_theta to phi_target: log(phi_theta^-1∘phi_target)."""
+        delta = self.matrix(self.inverse(theta)) @ self.matrix(target)
+        omega = rotation_vector(delta[:, :3, :3])
+        # v = V^-1 t, with V^-1 = 1 - [omega]/2 + c [omega]^2 (Sola et al. 2018, Eq. 176)
+        angle = omega.norm(dim=1, keepdim=True).clamp_min(1e-4)
+        c = (1 - angle / 2 / torch.tan(angle / 2)) / angle.square()
+        t = delta[:, :3, 3]
+        once = torch.linalg.cross(omega, t)
+        return torch.cat([omega, t - once / 2 + c * torch.linalg.cross(omega, once)], -1)
+
+    @full_precision
+    def field(self, velocity: Float[Tensor, "b 6"], grid: Grid) -> Float[Tensor, "b 3 x y z"]:
+        (x, y, z), zero = velocity[:, :3].unbind(-1), torch.zeros_like(velocity[:, 0])
+        rows = ((zero, -z, y), (z, zero, -x), (-y, x, zero))
+        cross = torch.stack([torch.stack(row, -1) for row in rows], -2)
+        return affine_field(cross, velocity[:, 3:], grid)
+
+    @full_precision
     def matrix(self, theta: Float[Tensor, "b 6"]) -> Float[Tensor, "b 4 4"]:
         """The homogeneous matrix of phi, in mm about the grid's centre."""
         matrix = torch.zeros(len(theta), 4, 4).to(theta)
@@ -97,10 +144,12 @@ class Rigid:
         matrix[:, 3, 3] = 1
         return matrix
 
+    @full_precision
     def from_matrix(self, matrix: Float[Tensor, "b 4 4"]) -> Float[Tensor, "b 6"]:
         """theta of a homogeneous rigid matrix."""
         return torch.cat([rotation_angles(matrix[:, :3, :3]), matrix[:, :3, 3]], -1)
 
+    @full_precision
     def inverse(self, theta: Float[Tensor, "b 6"]) -> Float[Tensor, "b 6"]:
         """theta of the inverse map."""
         back = rotation_matrix(theta[:, :3]).transpose(1, 2)

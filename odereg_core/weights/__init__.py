@@ -4,57 +4,53 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from odereg_core.errors import InputError
 from odereg_core.files import load_tensors, save_tensors
-from odereg_core.grid import Grid
 from odereg_core.msodenet import MSODENet
+from odereg_core.networks.disentangle import Disentangler
 
 HERE = Path(__file__).parent
-FORMAT = "odereg-msodenet-1"
+
+Model = TypeVar("Model", MSODENet, Disentangler)
 
 
-def describe(model: MSODENet) -> dict:
-    """What is needed to build the model again."""
-    return {
-        "format": FORMAT,
-        "transform": model.transform.name,
-        "shape": list(model.grids[-1].shape),
-        "spacing": list(model.grids[-1].spacing),
-        "solvers": [str(solver) for solver in model.solvers],
-        "time": model.time,
-        "network": model.network_options,
-    }
+def describe(model: Model) -> dict:
+    """What is needed to build the model again, its format included."""
+    return {"format": model.FORMAT, **model.describe()}
 
 
-def save_model(path: Path, model: MSODENet) -> None:
+def save_model(path: Path, model: Model) -> None:
     """Write the model, weights in float16 (they lose nothing that a registration would show)."""
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     save_tensors(path, tensors, {"model": json.dumps(describe(model))})
 
 
-def load_model(path: Path, device: torch.device | str = "cpu") -> MSODENet:
-    """The model of a weights file, ready for inference.
+def load_model(
+    path: Path, device: torch.device | str = "cpu", kind: type[Model] = MSODENet
+) -> Model:
+    """The model of a weights file, ready for inference; `kind` says which is expected.
 
     Raises InputError, naming the file, where it is missing, damaged or of another format.
     """
     tensors, metadata = load_tensors(path)
     try:
         spec = json.loads(metadata["model"])
-        if spec["format"] != FORMAT:
+        if spec.pop("format") != kind.FORMAT:
+            found = json.loads(metadata["model"])["format"]
             raise InputError(
-                f"{path}: weights of format {spec['format']!r}, this version reads {FORMAT!r}"
+                f"{path}: weights of format {found!r}, {kind.FORMAT!r} is what is needed here"
             )
-        grid = Grid(tuple(spec["shape"]), tuple(spec["spacing"]))
-        model = MSODENet(spec["transform"], grid, spec["solvers"], spec["time"], **spec["network"])
+        model = kind.build(spec)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"{path}: not the weights of an MS-ODENet ({str(error).splitlines()[0]})"
+            f"{path}: not the weights of a {kind.__name__} ({str(error).splitlines()[0]})"
         ) from None
     return model.float().to(device).eval()
 

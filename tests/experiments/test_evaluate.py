@@ -1,5 +1,8 @@
 """The evaluation: perfect and absent registration, ANTs as the yardstick, tables."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -30,12 +33,42 @@ def test_the_true_map_scores_perfectly(pair):
     scores = evaluation.score(pair, pair.displacement)
     assert scores["rmse_phi_mm"] == 0 and scores["rmse_x"] == 0 and scores["dice"] == 1
     assert scores["folding"] == 0 and scores["start_mm"] > 5
+    # A rotation changes no volume; differences of float32 millimetres say so to 1e-5 or so.
+    assert scores["hausdorff95_mm"] == 0 and scores["log_jacobian_std"] < 1e-4
 
 
 def test_no_registration_scores_the_start(pair):
     scores = evaluation.score(pair, torch.zeros_like(pair.displacement))
     assert scores["rmse_phi_mm"] == scores["start_mm"]
     assert scores["dice"] < 0.9 and scores["rmse_x"] > 0.05
+
+
+def test_a_shifted_tumour_is_a_shift_away(pair):
+    shift = torch.zeros_like(pair.displacement)
+    shift[:, 0] = 2 * pair.grid.spacing[0]
+    scores = evaluation.score(
+        dataclasses.replace(
+            pair, displacement=torch.zeros_like(shift), true_tumour=pair.moving_tumour
+        ),
+        shift,
+    )
+    assert scores["hausdorff95_mm"] == pytest.approx(2 * pair.grid.spacing[0], rel=0.01)
+    assert scores["rmse_phi_mm"] == pytest.approx(2 * pair.grid.spacing[0])
+
+
+def test_a_field_that_stretches_and_folds_is_told(pair):
+    wave = pair.grid.points()[:, :1] / 10
+    u = torch.cat([15 * torch.sin(wave), torch.zeros_like(wave), torch.zeros_like(wave)], 1)
+    scores = evaluation.score(pair, u)
+    assert 0.1 < scores["folding"] < 0.5 and scores["log_jacobian_std"] > 1
+
+
+def test_without_a_tumour_its_scores_are_missing(pair):
+    bare = dataclasses.replace(pair, moving_tumour=None, true_tumour=None)
+    scores = evaluation.score(bare, pair.displacement)
+    assert scores["dice"] is None and scores["hausdorff95_mm"] is None
+    gone = dataclasses.replace(pair, true_tumour=torch.zeros_like(pair.true_tumour))
+    assert math.isnan(evaluation.score(gone, pair.displacement)["hausdorff95_mm"])
 
 
 def test_there_are_twelve_pairs_and_samples_go_round_the_subjects():

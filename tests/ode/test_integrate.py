@@ -2,16 +2,23 @@
 differences."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from torch import nn
 
 from odereg_core.ode import Solver, SolverError, integrate
 
-SOLVERS = ["F(0.2)", "F(0.07)", "A(1e-3)", "A(1e-5)", "rk4(0.25)", "dopri5(1e-5)", "midpoint(0.1)"]
+SOLVERS = [
+    "F(0.2)", "F(0.07)", "heun2(0.1)", "A(1e-3)", "A(1e-5)", "rk4(0.25)", "dopri5(1e-5)",
+    "midpoint(0.1)",
+]  # fmt: skip
+PAPERS = ["F(0.1)", "heun2(0.1)", "A(1e-2)", "A(1e-4)"]  # Euler and Heun, fixed and adaptive
 
 
 class Field(nn.Module):
@@ -33,35 +40,39 @@ def problem():
     return Field(), y, image.requires_grad_()
 
 
-def gradients(solver, adjoint):
+def gradients(solver, adjoint, span=(0.0, 1.0)):
     f, y, image = problem()
-    solution = integrate(f, y, 0.0, 1.0, solver=solver, adjoint=adjoint, args=(image, 2.0))
+    solution = integrate(f, y, *span, solver=solver, adjoint=adjoint, args=(image, 2.0))
     loss = solution.theta.square().sum()
     return solution, torch.autograd.grad(loss, [y, image, *f.parameters()])
 
 
+@pytest.mark.parametrize("span", [(0.0, 1.0), (1.0, 0.0)], ids=["forwards", "backwards"])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_aca_is_backprop_through_the_accepted_steps(solver):
-    aca, ours = gradients(solver, "aca")
-    plain, theirs = gradients(solver, "backprop")
+def test_aca_is_backprop_through_the_accepted_steps(solver, span):
+    """To float64's round-off, for theta_0, an image and every parameter of f."""
+    aca, ours = gradients(solver, "aca", span)
+    plain, theirs = gradients(solver, "backprop", span)
     assert (aca.nfe, aca.accepted, aca.rejected) == (plain.nfe, plain.accepted, plain.rejected)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("solver", ["F(0.1)", "A(1e-4)"])
+@pytest.mark.parametrize("solver", PAPERS)
 def test_several_tensors_in_theta(solver):
     generator = torch.Generator().manual_seed(0)
-    shapes = ((2, 3), (2, 2), (3, 2))
-    p, q, w = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
-    leaves = [x.requires_grad_() for x in (p, q, w)]
+    shapes = ((2, 3), (2, 2), (3, 2), (2, 2))
+    p, q, w, image = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    leaves = [x.requires_grad_() for x in (p, q, w, image)]
 
-    def f(t, theta):
-        return theta[1] @ w.T * t, torch.sin(theta[0]) @ w
+    def f(t, theta, image):
+        return theta[1] @ w.T * t, torch.sin(theta[0]) @ w + image
 
     results = []
     for adjoint in ("aca", "backprop"):
-        end = integrate(f, (p, q), 0.0, 1.0, solver=solver, adjoint=adjoint, params=[w]).theta
+        end = integrate(
+            f, (p, q), 0.0, 1.0, solver=solver, adjoint=adjoint, args=(image,), params=[w]
+        ).theta
         results.append(torch.autograd.grad(sum(x.square().sum() for x in end), leaves))
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
@@ -133,11 +144,7 @@ def test_heun_steps_start_from_their_own_slope():
         f, torch.ones(1, 1, dtype=torch.float64), 0.0, 2.0, solver="A(1e-2)", trajectory=True
     )
     assert solution.accepted > 3
-    for (t, y), (t1, y1) in zip(
-        zip(solution.times, solution.states, strict=False),
-        zip(solution.times[1:], solution.states[1:], strict=False),
-        strict=False,
-    ):
+    for (t, y), (t1, y1) in pairwise(zip(solution.times, solution.states, strict=True)):
         dt, t = t1 - t, torch.tensor(t, dtype=torch.float64)
         k1 = f(t, y)
         k2 = f(t + dt, y + dt * k1)
@@ -166,17 +173,47 @@ def test_trajectory_and_backwards_time():
     assert solution.times[-1] == 0.0
 
 
-def test_a_solve_that_would_not_end_says_where():
-    explodes = {"solver": "A(1e-3)", "label": "segment 2 of 3"}
-    one = torch.ones(1, 1)
-    with pytest.raises(
-        SolverError, match=r"segment 2 of 3: more than 200 evaluations at t = [01]\.\d+"
-    ):
-        integrate(lambda t, y: y**2, one, 0.0, 2.0, budget=200, **explodes)
-    with pytest.raises(SolverError, match="segment 2 of 3: underflow"):
-        integrate(lambda t, y: y * torch.nan, one, 0.0, 2.0, **explodes)
-    with pytest.raises(SolverError, match="not finite after 20 steps to t = 2"):
-        integrate(lambda t, y: y * torch.nan, one, 0.0, 2.0, solver="F(0.1)")
+def explodes(t, y):
+    return y**2  # from 1 at t = 0 to infinity at t = 1
+
+
+def turns_nan(t, y):
+    return torch.where(t < 0.7, 1.0, torch.nan) * y
+
+
+def never_finite(t, y):
+    return y * torch.nan
+
+
+WHERE = r"at t = {}, after {} accepted and {} rejected steps"
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize(
+    ("f", "solver", "what", "t", "accepted", "rejected"),
+    [
+        (explodes, "A(1e-3)", "more than 200 evaluations of f", r"[01]\.\d+", r"\d\d+", r"\d+"),
+        (turns_nan, "A(1e-3)", r"underflow in dt \S+", r"0\.7", r"[1-9]\d*", r"[1-9]\d*"),
+        (never_finite, "A(1e-3)", "f is not finite", "0", "0", "1"),
+        (turns_nan, "F(0.1)", "theta is not finite", r"0\.8", "8", "0"),
+        (turns_nan, "F(2)", "theta is not finite", "4", "2", "0"),
+    ],
+    ids=["budget", "underflow", "f", "not finite", "not finite at the end"],
+)
+def test_a_solve_that_cannot_end_names_segment_time_and_step(
+    f, solver, what, t, accepted, rejected, grad
+):
+    start = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+    end = 4.0 if solver == "F(2)" else 2.0
+    message = f"^segment 2 of 3: {what} {WHERE.format(t, accepted, rejected)}$"
+    with torch.set_grad_enabled(grad), pytest.raises(SolverError, match=message):
+        integrate(f, start, 0.0, end, solver=solver, budget=200, label="segment 2 of 3")
+
+
+def test_a_start_that_is_not_finite_is_named():
+    for solver in ("F(0.1)", "A(1e-3)"):
+        with pytest.raises(SolverError, match=r"finite.* at t = 0, after 0 accepted"):
+            integrate(lambda t, y: y, torch.tensor([[torch.inf]]), 0.0, 1.0, solver=solver)
 
 
 @pytest.mark.parametrize(
@@ -204,3 +241,105 @@ def test_aca_keeps_no_graph_between_steps(solver):
     behind = [node for node, _ in end.grad_fn.next_functions if node is not None]
     assert behind
     assert all(type(node).__name__ == "AccumulateGrad" for node in behind)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "tolerance", "close"),
+    [("rk12", "A(1e-5)", 1e-5, 1e-4), ("dopri5", "dopri5(1e-8)", 1e-8, 1e-6)],
+)
+def test_the_aca_authors_own_package_gives_the_same_gradient(theirs, ours, tolerance, close):
+    """Zhuang et al.'s TorchDiffEqPack chooses its own steps, so both must be close to the limit."""
+    pack = pytest.importorskip("TorchDiffEqPack")
+    f, y, image = problem()
+    g = _Closed(f, image)
+    options = {"method": theirs, "h": 0.25, "t0": 0.0, "t1": 1.0}
+    end = pack.odesolve_adjoint(g, y, options | {"rtol": tolerance, "atol": tolerance})
+    expected = torch.autograd.grad(end.square().sum(), [y, *g.parameters()])
+    end = integrate(g, y, 0.0, 1.0, solver=ours).theta
+    found = torch.autograd.grad(end.square().sum(), [y, *g.parameters()])
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, rtol=close, atol=close)
+
+
+def test_the_aca_authors_own_package_agrees_on_the_same_steps():
+    """Heun on the steps that TorchDiffEqPack accepted; it keeps time in float32."""
+    pack = pytest.importorskip("TorchDiffEqPack")
+    f, y, image = problem()
+    g = _Closed(f, image)
+    options = {"method": "rk12", "h": 0.25, "t0": 0.0, "t1": 1.0, "rtol": 1e-3, "atol": 1e-3}
+    solver = pack.odesolve_endtime(g, y, dict(options), return_solver=True)
+    times = [0.0, *map(float, solver.integrate(y, t0=0.0, return_steps=True)[1])]
+    assert len(times) > 4
+    end = pack.odesolve_adjoint(g, y, dict(options))
+    expected = torch.autograd.grad(end.square().sum(), [y, *g.parameters()])
+    theta = y
+    for t0, t1 in pairwise(times):
+        theta = integrate(g, theta, t0, t1, solver=Solver("heun2", t1 - t0)).theta
+    found = torch.autograd.grad(theta.square().sum(), [y, *g.parameters()])
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+class _Closed(nn.Module):
+    """f with its image fixed, as TorchDiffEqPack wants it: a module of t and theta alone."""
+
+    def __init__(self, f, image):
+        super().__init__()
+        self.f, self.image = f, nn.Parameter(image.detach().clone())
+
+    def forward(self, t, y):
+        return self.f(t, y, self.image, 2.0)
+
+
+def numbers(low, high):
+    return st.floats(low, high, allow_nan=False)
+
+
+FIXED = st.sampled_from(["euler", "heun2", "midpoint", "rk4"])
+VECTORS = st.lists(numbers(-2, 2), min_size=3, max_size=3).map(
+    lambda values: torch.tensor([values], dtype=torch.float64)
+)
+MATRIX = torch.tensor([[-0.5, 1.0, 0.2], [-1.0, -0.3, 0.0], [0.1, 0.4, -0.9]], dtype=torch.float64)
+
+
+def solve(f, start, t0, t1, method, value):
+    return integrate(f, start, t0, t1, solver=Solver(method, value)).theta
+
+
+@settings(deadline=None, max_examples=25)
+@given(method=FIXED, steps=st.integers(1, 8), x=VECTORS, y=VECTORS, a=numbers(-3, 3))
+def test_a_linear_f_makes_a_linear_map(method, steps, x, y, a):
+    def f(t, theta):
+        return theta @ MATRIX * (1 + t)
+
+    def end(start):
+        return solve(f, start, 0.0, 1.0, method, 1 / steps)
+
+    assert torch.allclose(end(x + a * y), end(x) + a * end(y), atol=1e-10)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    solver=st.tuples(FIXED, numbers(0.05, 0.5)) | st.tuples(st.just("heun"), numbers(1e-4, 1e-1)),
+    start=VECTORS,
+    shift=numbers(-5, 5),
+)
+def test_an_autonomous_f_knows_no_time(solver, start, shift):
+    def f(t, theta):
+        return torch.sin(theta @ MATRIX)
+
+    here = solve(f, start, 0.0, 1.0, *solver)
+    there = solve(f, start, shift, 1.0 + shift, *solver)
+    assert torch.allclose(here, there, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=25)
+@given(method=FIXED, steps=st.integers(2, 8), at=st.integers(1, 7), start=VECTORS)
+def test_a_solve_may_stop_at_a_node_and_go_on(method, steps, at, start):
+    def f(t, theta):
+        return torch.sin(theta @ MATRIX) * t
+
+    at = min(at, steps - 1)
+    whole = solve(f, start, 0.0, 1.0, method, 1 / steps)
+    middle = solve(f, start, 0.0, at / steps, method, 1 / steps)
+    assert torch.allclose(solve(f, middle, at / steps, 1.0, method, 1 / steps), whole, atol=1e-12)

@@ -1,0 +1,61 @@
+"""Figures of subjects and pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from odereg_core.cohort import Cohort
+from odereg_core.experiments.figures.style import LABEL_COLOURS, cut, show
+from odereg_core.metrics import rmse_phi
+from odereg_core.pairs import Pair
+from odereg_core.warp import warp
+
+
+def montage(cohort: Cohort, names: Sequence[str]) -> Figure:
+    """Subjects down, contrasts across, at the slice with most tumour; the tumour's labels last."""
+    contrasts = cohort.contrasts
+    fig, axes = plt.subplots(
+        len(names),
+        len(contrasts) + 1,
+        figsize=(2 * len(contrasts) + 2, 2 * len(names)),
+        squeeze=False,
+    )
+    for row, name in zip(axes, names, strict=True):
+        subject = cohort.load(name)
+        at = cohort.grid.shape[2] // 2
+        if subject.seg is not None and subject.seg.any():
+            at = int((subject.seg > 0).sum((0, 1)).argmax())
+        for ax, contrast, image in zip(row, contrasts, subject.images, strict=False):
+            show(ax, cut(image, at=at), contrast if row is axes[0] else "")
+        show(row[-1], cut(subject.images[-1], at=at), "tumour" if row is axes[0] else "")
+        if subject.seg is not None:
+            seg = cut(subject.seg, at=at)
+            for label, colour in LABEL_COLOURS.items():
+                if (seg == label).any():
+                    row[-1].contourf(seg == label, levels=[0.5, 1.5], colors=[colour], alpha=0.6)
+        row[0].text(
+            -0.08, 0.5, name[-3:], transform=row[0].transAxes, rotation=90, va="center", fontsize=8
+        )
+    fig.tight_layout(pad=0.2)
+    return fig
+
+
+def pair_figure(
+    pair: Pair, displacement: Tensor | None = None, title: str = "registered"
+) -> Figure:
+    """A pair: moving, fixed, the true image, and where given the registered one with its errors."""
+    pictures = [("moving", pair.moving), ("fixed", pair.fixed), ("true image", pair.true_image)]
+    if displacement is not None:
+        warped = warp(pair.moving, displacement, pair.grid)
+        error = float(rmse_phi(displacement, pair.displacement, pair.brain))
+        pictures.append((f"{title}: {error:.1f} mm", warped))
+    fig, axes = plt.subplots(2, len(pictures), figsize=(2.4 * len(pictures), 4.4))
+    for column, (name, image) in zip(axes.T, pictures, strict=True):
+        show(column[0], cut(image), name)
+        show(column[1], cut(image, axis=0))
+    fig.tight_layout(pad=0.3)
+    return fig

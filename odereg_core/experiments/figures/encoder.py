@@ -1,0 +1,102 @@
+"""Content codes, style swaps, and the landscape of a similarity."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from odereg_core.cohort import Cohort
+from odereg_core.experiments.figures.style import OURS, START, THEIRS, show
+from odereg_core.networks.disentangle import Disentangler
+from odereg_core.similarity import pad_to_multiple, stacks
+
+MEASURES = {"content": OURS, "MI": THEIRS, "MIND": "#009E73"}
+
+
+def _stack(model: Disentangler, cohort: Cohort, name: str) -> torch.Tensor:
+    """The stack about the tumour's largest axial slice, of every contrast."""
+    subject = cohort.load(name)
+    at = subject.images.shape[3] // 2
+    if subject.seg is not None and subject.seg.any():
+        at = int((subject.seg > 0).sum((0, 1)).argmax())
+    shown = stacks(subject.images[:, None], 2, torch.tensor([at]), model.slices)
+    return pad_to_multiple(shown, model.downs)
+
+
+@torch.no_grad()
+def content_figure(model: Disentangler, cohort: Cohort, name: str, components: int = 3) -> Figure:
+    """One slice in every contrast, and the principal components of its content codes, the same
+    components for all contrasts."""
+    images = _stack(model, cohort, name)
+    codes = model.content(images)
+    values = codes.permute(0, 2, 3, 1).reshape(-1, codes.shape[1])
+    centred = values - values.mean(0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    parts = (centred @ directions[:components].T).reshape(*codes.shape[:1], *codes.shape[2:], -1)
+    fig, axes = plt.subplots(
+        1 + components, len(cohort.contrasts), figsize=(2 * len(cohort.contrasts), 2 * components)
+    )
+    for column, contrast, image, part in zip(axes.T, cohort.contrasts, images, parts, strict=True):
+        show(column[0], image[model.slices // 2].numpy().T, contrast)
+        for k, ax in enumerate(column[1:]):
+            limit = float(parts[..., k].abs().quantile(0.99))
+            how = {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
+            show(ax, part[..., k].numpy().T, f"content {k + 1}" if ax in axes[:, 0] else "", **how)
+    fig.tight_layout(pad=0.3)
+    return fig
+
+
+@torch.no_grad()
+def swap_figure(model: Disentangler, cohort: Cohort, name: str) -> Figure:
+    """Each contrast's slice (left) with its own style and with each other contrast's: content
+    down, style across."""
+    images = _stack(model, cohort, name)
+    m = len(cohort.contrasts)
+    codes = model.code(torch.arange(m))
+    content, style = model.content(images), model.style(images, codes)
+    fig, axes = plt.subplots(m, m + 1, figsize=(1.8 * (m + 1), 1.9 * m))
+    for i, row in enumerate(axes):
+        made = model.generator(content[i : i + 1].expand(m, -1, -1, -1), style, codes)
+        show(row[0], images[i, model.slices // 2].numpy().T, "the slice" if i == 0 else "")
+        row[0].text(-0.06, 0.5, cohort.contrasts[i], transform=row[0].transAxes, rotation=90,
+                    va="center", fontsize=9)  # fmt: skip
+        for j, ax in enumerate(row[1:]):
+            title = f"as {cohort.contrasts[j]}" if i == 0 else ""
+            show(ax, made[j, model.slices // 2].numpy().T, title)
+            if i == j:
+                ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False,
+                                           ec=OURS, lw=2))  # fmt: skip
+    fig.tight_layout(pad=0.3)
+    return fig
+
+
+def landscape_figure(table: pd.DataFrame) -> Figure:
+    """Each measure about alignment, every curve scaled to [0, 1]: the median, and the middle half
+    of the curves shaded. Left over rotations, right over shifts."""
+    ways = list(dict.fromkeys(table["way"]))
+    fig, axes = plt.subplots(1, len(ways), figsize=(4.6 * len(ways), 3.2), squeeze=False)
+    keys = ["subject", "moving", "fixed", "way", "axis", "measure"]
+    curves = table.groupby(keys)["value"]
+    low, high = (curves.transform(end).to_numpy(float) for end in ("min", "max"))
+    table = table.assign(scaled=(table["value"].to_numpy(float) - low) / (high - low))
+    for ax, way in zip(axes[0], ways, strict=True):
+        for measure, rows in table[table["way"] == way].groupby("measure", sort=False):
+            at = rows.groupby("offset")["scaled"]
+            colour = MEASURES.get(str(measure), START)
+            ax.plot(at.median(), color=colour, label=measure, lw=1.5)
+            ax.fill_between(
+                np.unique(rows["offset"]),
+                at.quantile(0.25),
+                at.quantile(0.75),
+                color=colour,
+                alpha=0.15,
+                lw=0,
+            )
+        ax.set(xlabel="rotation / °" if way == "rotation" else "shift / mm", ylabel="scaled")
+    axes[0, 0].legend(frameon=False, fontsize=9)
+    fig.tight_layout()
+    return fig

@@ -1,0 +1,126 @@
+"""Figures of solvers: paths of a descent, errors against work, memory against steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from odereg_core.experiments.figures.style import OURS, START, THEIRS, Animation, animate
+from odereg_core.ode import integrate
+
+COLOURS = (OURS, THEIRS, "#009E73", "#CC79A7")
+MARKERS = "osD^"
+REACH = 2.6
+"""Half the width of the plane that a descent is drawn on."""
+
+
+def descent_path(bowl: Tensor, start: Tensor, step: float, time: float = 2.0) -> Tensor:
+    """(steps + 1, 2): gradient descent on theta^T bowl theta / 2, as Euler's method to `time` or
+    just beyond."""
+    end = step * math.ceil(time / step - 1e-9)
+    solution = integrate(
+        lambda t, theta: -theta @ bowl, start, 0.0, end, solver=f"F({step})", trajectory=True
+    )
+    return torch.cat(solution.states)
+
+
+def flow(bowl: Tensor, start: Tensor, time: float = 2.0) -> Tensor:
+    """(200, 2): what the descent's ODE itself does, in closed form."""
+    times = torch.linspace(0, time, 200, dtype=bowl.dtype)
+    return (torch.matrix_exp(-times[:, None, None] * bowl) @ start[0, :, None])[..., 0]
+
+
+def draw_descent(ax: Axes, bowl: Tensor, path: Tensor, title: str) -> None:
+    """Level lines, the ODE's curve dashed, and the steps."""
+    side = np.linspace(-REACH, REACH, 120)
+    x, y = np.meshgrid(side, side)
+    (a, b), (_, c) = bowl.numpy()
+    ax.contour(x, y, (a * x * x + 2 * b * x * y + c * y * y) / 2, 12, colors=START, linewidths=0.5)
+    ax.plot(*flow(bowl, path[:1]).T.numpy(), color="black", lw=1, ls="--")
+    ax.plot(*path.T.numpy(), "o-", color=OURS, lw=1, ms=3, clip_on=True)
+    ax.plot(0, 0, "+", color="black")
+    ax.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", xticks=[], yticks=[])
+    ax.set_title(title, fontsize=9)
+
+
+def descent_figure(bowl: Tensor, paths: Mapping[str, Tensor]) -> Figure:
+    """A panel a path of gradient descent."""
+    fig, axes = plt.subplots(1, len(paths), figsize=(2.5 * len(paths), 2.8), squeeze=False)
+    for ax, (name, path) in zip(axes[0], paths.items(), strict=True):
+        draw_descent(ax, bowl, path, name)
+    fig.tight_layout(pad=0.4)
+    return fig
+
+
+def descent_frame(fig: Figure, bowl: Tensor, start: Tensor, step: float) -> None:
+    """Left the path in the plane, right the loss as it goes, for one step size."""
+    fig.clear()
+    left, right = fig.subplots(1, 2)
+    path = descent_path(bowl, start, step)
+    draw_descent(left, bowl, path, f"step {step:.2f}, {len(path) - 1} evaluations")
+    curve, marks = flow(bowl, start), {"color": OURS, "marker": "o", "ms": 3}
+    for points, dt, style in ((curve, 2 / (len(curve) - 1), {"ls": "--"}), (path, step, marks)):
+        loss = ((points @ bowl) * points).sum(1).clamp_min(1e-12) / 2
+        right.semilogy(dt * np.arange(len(points)), loss, **({"color": "black"} | style))  # type: ignore[arg-type]
+    right.set(xlabel="t", ylabel="loss", ylim=(1e-5, 1e3))
+    fig.tight_layout()
+
+
+def descent_animation(bowl: Tensor, start: Tensor, steps: Sequence[float]) -> Animation:
+    """The descent for one step size after the other."""
+    fig = plt.figure(figsize=(7, 3.2))
+
+    def frame(i: int) -> list:
+        descent_frame(fig, bowl, start, steps[i])
+        return []
+
+    return animate(fig, frame, len(steps))
+
+
+def order_figure(errors: pd.DataFrame) -> Figure:
+    """Error against step size (the index), a line a method (the columns), with its slope."""
+    fig, ax = plt.subplots(figsize=(5, 3.4))
+    for (name, column), colour, marker in zip(errors.items(), COLOURS, MARKERS, strict=False):
+        order = np.polyfit(np.log(errors.index), np.log(column), 1)[0]
+        ax.loglog(
+            errors.index, column, f"{marker}-", color=colour, label=f"{name}: slope {order:.2f}"
+        )
+    ax.set(xlabel="step", ylabel="error at the end")
+    ax.legend(frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+def work_figure(work: pd.DataFrame, times: Sequence[float]) -> Figure:
+    """Left error against evaluations, a line a solver; right the steps an adaptive solve took."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=(3, 2))
+    groups = work.groupby("solver", sort=False)
+    for (name, rows), colour, marker in zip(groups, COLOURS, MARKERS, strict=False):
+        left.loglog(rows.evaluations, rows.error, f"{marker}-", color=colour, ms=4, label=name)
+    left.set(xlabel="evaluations of f", ylabel="error at the end")
+    left.legend(frameon=False, fontsize=8)
+    right.step(times, [*np.diff(times), times[-1] - times[-2]], where="post", color=COLOURS[2])
+    right.plot(times, np.zeros(len(times)), "|", color="black", ms=8)
+    right.set(xlabel="t", ylabel="accepted step", ylim=(0, None))
+    fig.tight_layout()
+    return fig
+
+
+def memory_figure(peaks: pd.DataFrame) -> Figure:
+    """Peak memory in MiB against the number of steps (the index), a line an adjoint."""
+    fig, ax = plt.subplots(figsize=(5, 3.4))
+    for (name, column), colour, marker in zip(peaks.items(), COLOURS, MARKERS, strict=False):
+        ax.plot(peaks.index, column, f"{marker}-", color=colour, ms=4, label=name)
+    ax.set(xlabel="steps", ylabel="peak memory of one training step / MiB", ylim=(0, None))
+    ax.set_xticks(peaks.index)
+    ax.legend(frameon=False)
+    fig.tight_layout()
+    return fig

@@ -1,0 +1,114 @@
+"""Figures of one registration: theta's path through the ODE's steps and scales."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from odereg_core.experiments.figures.style import OURS, THEIRS, Animation, animate, cut, mark, show
+from odereg_core.metrics import rmse_phi
+from odereg_core.msodenet import Registration
+from odereg_core.pairs import Pair
+from odereg_core.transforms import Rigid, Transform
+from odereg_core.warp import warp
+
+
+def path(
+    result: Registration, pair: Pair, transform: Transform | None = None
+) -> list[tuple[int, float, Tensor]]:
+    """(scale, t, u in mm on the pair's grid) at the start of every accepted step, and at the
+    end."""
+    transform = transform or Rigid()
+    found = []
+    for scale, segment in enumerate(result.segments):
+        last = scale == len(result.segments) - 1
+        for t, theta in list(zip(segment.times, segment.states, strict=True))[
+            : None if last else -1
+        ]:
+            theta = transform.resample(theta[:1].cpu(), result.grids[scale], pair.grid)
+            found.append((scale, t, transform.displacement(theta, pair.grid)))
+    return found
+
+
+def trajectory_animation(
+    result: Registration, pair: Pair, transform: Transform | None = None
+) -> Animation:
+    """theta's path, one accepted step a frame: the moving image as warped so far, the fixed one,
+    and the error, for a rigid theta unless another transform is given."""
+    steps = path(result, pair, transform)
+    errors = [float(rmse_phi(u, pair.displacement, pair.brain)) for _, _, u in steps]
+    times = [t for _, t, _ in steps]
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 3.4))
+
+    def frame(i: int) -> list:
+        for ax in (left, middle, right):
+            ax.clear()
+        scale, t, u = steps[i]
+        title = f"warped, scale {scale + 1}, t = {t:.2f}"
+        show(left, cut(warp(pair.moving, u, pair.grid)), title)
+        show(middle, cut(pair.fixed), "fixed")
+        right.plot(times, errors, ".-", color=OURS, lw=1)
+        right.plot(times[i], errors[i], "o", color=THEIRS)
+        mark(right, [segment.times[0] for segment in result.segments[1:]])
+        right.set(
+            xlabel="t", ylabel="RMSE(φ) / mm", ylim=(0, None), title=f"step {i} of {len(steps) - 1}"
+        )
+        right.title.set_fontsize(9)
+        return []
+
+    return animate(fig, frame, len(steps))
+
+
+def scales_figure(result: Registration, pair: Pair, transform: Transform | None = None) -> Figure:
+    """A row a scale: the fixed image there, the moving one as warped when the scale begins and
+    when it ends, and what the true image differs by from either."""
+    steps = path(result, pair, transform)
+    starts = [next(i for i, s in enumerate(steps) if s[0] == k) for k in range(len(result.grids))]
+    ends = [*starts[1:], len(steps) - 1]
+    fig, axes = plt.subplots(len(result.grids), 5, figsize=(10, 2.1 * len(result.grids)))
+    heads = ("fixed", "warped, at first", "warped, at last", "residual, at first", "at last")
+    for k, (row, grid) in enumerate(zip(axes, result.grids, strict=True)):
+        factor = pair.grid.shape[0] // grid.shape[0]
+
+        def seen(image: Tensor, factor: int = factor) -> np.ndarray:
+            return cut(F.avg_pool3d(image, factor))
+
+        begin, end = (warp(pair.moving, steps[i][2], pair.grid) for i in (starts[k], ends[k]))
+        for ax, image in zip(row[:3], (pair.fixed, begin, end), strict=True):
+            show(ax, seen(image), heads[list(row).index(ax)] if k == 0 else "")
+        for ax, image in zip(row[3:], (begin, end), strict=True):
+            how = {"cmap": "PuOr", "vmin": -0.6, "vmax": 0.6}
+            title = heads[list(row).index(ax)] if k == 0 else ""
+            show(ax, seen(image - pair.true_image), title, **how)
+        row[0].text(-0.08, 0.5, f"{grid.spacing[0]:g} mm", transform=row[0].transAxes, rotation=90,
+                    va="center", fontsize=9)  # fmt: skip
+    fig.tight_layout(pad=0.3)
+    return fig
+
+
+def theta_figure(result: Registration, truth: Tensor | None = None) -> Figure:
+    """Angles and shifts over t, the scales' boundaries, and the truth dashed."""
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3))
+    times = np.concatenate([segment.times for segment in result.segments])
+    path = torch.cat(
+        [torch.stack([s[0] for s in segment.states]) for segment in result.segments]
+    ).cpu()
+    for ax, part, scale, label in (
+        (axes[0], slice(0, 3), 180 / np.pi, "rotation / °"),
+        (axes[1], slice(3, 6), 1.0, "translation / mm"),
+    ):
+        for k, (values, colour) in enumerate(
+            zip(path[:, part].T, (OURS, THEIRS, "#009E73"), strict=True)
+        ):
+            ax.plot(times, values * scale, ".-", color=colour, lw=1, label="xyz"[k])
+            if truth is not None:
+                ax.axhline(float(truth[0, part][k]) * scale, color=colour, ls="--", lw=0.8)
+        mark(ax, [segment.times[0] for segment in result.segments[1:]])
+        ax.set(xlabel="t", ylabel=label)
+    axes[0].legend(frameon=False, title="axis")
+    fig.tight_layout()
+    return fig

@@ -1,0 +1,64 @@
+"""What the figures share: colours, slices of volumes, animations for pages without a kernel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.animation import FuncAnimation
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+# Of Okabe and Ito's colour-blind-safe palette.
+OURS, THEIRS, START = "#0072B2", "#D55E00", "#999999"
+LABEL_COLOURS = {1: "#E69F00", 2: "#56B4E9", 4: "#D55E00"}
+plt.rcParams.update({"figure.dpi": 96, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def cut(volume: Tensor, axis: int = 2, at: int | None = None) -> np.ndarray:
+    """One slice of (…, X, Y, Z) as an image with x to the right (radiology's left is not
+    swapped)."""
+    volume = volume.detach().reshape(volume.shape[-3:]).cpu()
+    return volume.select(axis, volume.shape[axis] // 2 if at is None else at).numpy().T
+
+
+def show(ax: Axes, picture: np.ndarray, title: str = "", **how: object) -> None:
+    ax.imshow(picture, origin="lower", **({"cmap": "gray", "vmin": 0, "vmax": 1} | how))  # type: ignore[arg-type]
+    ax.set_axis_off()
+    if title:
+        ax.set_title(title, fontsize=9)
+
+
+def mark(ax: Axes, places: Sequence[float]) -> None:
+    """Dotted lines where one scale or stage hands over to the next."""
+    for place in places:
+        ax.axvline(place, color=START, lw=0.8, ls=":")
+
+
+class Animation(str):
+    """HTML of an animation that plays in a page without a kernel or the network."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+    def __repr__(self) -> str:
+        return "<animation>"  # what a page keeps beside the HTML; not the HTML twice
+
+
+def animate(fig: Figure, frame: Callable[[int], list], count: int) -> Animation:
+    html = FuncAnimation(fig, frame, frames=count, interval=300, blit=False).to_jshtml(
+        default_mode="once"
+    )
+    plt.close(fig)
+    # matplotlib takes its buttons' icons from a server; plain characters need none.
+    html = re.sub(r"<link[^>]*font-awesome[^>]*>", "", html)
+    icons = {
+        "minus": "−", "fast-backward": "⏮", "step-backward": "◁", "play fa-flip-horizontal": "◀",
+        "play": "▶", "pause": "⏸", "step-forward": "▷", "fast-forward": "⏭", "plus": "+",
+    }  # fmt: skip
+    for name, character in icons.items():
+        html = html.replace(f'<i class="fa fa-{name}"></i>', character)
+    return Animation(html)

@@ -1,0 +1,130 @@
+"""Panels with sliders, for a reader with a running notebook.
+
+A page of the book has no kernel, so there each panel shows its stepped animation instead. Which of
+the two it is, `live` alone decides.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from odereg_core.cohort import Subject
+from odereg_core.experiments.figures.motion import transform_animation, transform_figure
+from odereg_core.experiments.figures.ode import descent_animation, descent_frame
+from odereg_core.experiments.figures.style import Animation
+from odereg_core.grid import Grid
+from odereg_core.motion import Drawn
+from odereg_core.transforms import BSpline
+
+
+def live() -> bool:
+    """Whether there is a kernel behind the page: not in the book, where book/execute.py sets
+    ODEREG_STATIC."""
+    return not os.environ.get("ODEREG_STATIC")
+
+
+def hybrid(
+    degrees: Sequence[float], strength: float, seed: int, grid: Grid, spacing: float = 40.0
+) -> Tensor:
+    """u of phi_R∘phi_D: three angles in degrees, and noise of `strength` mm on control points."""
+    spline = BSpline(spacing)
+    shape = spline.identity(1, grid).shape
+    control = strength * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    theta = torch.tensor([[math.radians(d) for d in degrees] + [0.0] * 3])
+    return Drawn(theta, control, spline).displacement(grid)
+
+
+def transform_explorer(subject: Subject, grid: Grid) -> Any:
+    """Sliders for the rigid angles and for the control points' noise; the grid, the warped brain
+    and the metrics follow. Without a kernel: some positions of the sliders, step by step."""
+    subject, grid = _light(subject, grid)
+    return _panel(subject, grid) if live() else _steps(subject, grid)
+
+
+def _light(subject: Subject, grid: Grid, voxels: int = 2**19) -> tuple[Subject, Grid]:
+    """The subject on a grid coarse enough to be redrawn while one waits."""
+    while math.prod(grid.shape) > voxels and not any(n % 2 for n in grid.shape):
+        grid = grid.coarsened(2)
+        seg = subject.seg
+        if seg is not None:
+            seg = (F.avg_pool3d((seg > 0)[None].float(), 2)[0] > 0.5).to(torch.uint8)
+        subject = Subject(subject.name, F.avg_pool3d(subject.images[None], 2)[0], seg)
+    return subject, grid
+
+
+def _panel(subject: Subject, grid: Grid) -> Any:
+    import ipywidgets as widgets
+
+    def slider(kind: Any, label: str, low: int, high: int, step: int) -> Any:
+        return kind(
+            value=0, min=low, max=high, step=step, description=label, continuous_update=False
+        )
+
+    angles = [slider(widgets.IntSlider, f"{axis} / °", -75, 75, 5) for axis in "xyz"]
+    strength = slider(widgets.IntSlider, "noise / mm", 0, 16, 1)
+    seed = slider(widgets.IntSlider, "seed", 0, 20, 1)
+    picture = widgets.Image(format="png")
+
+    def redraw(_: object = None) -> None:
+        u = hybrid([a.value for a in angles], strength.value, seed.value, grid)
+        fig = transform_figure(subject, grid, {"where φ looks": u})
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format="png")
+        plt.close(fig)
+        picture.value = buffer.getvalue()
+
+    for control in (*angles, strength, seed):
+        control.observe(redraw, "value")
+    redraw()
+    sliders = [widgets.VBox(angles), widgets.VBox([strength, seed])]
+    return widgets.VBox([widgets.HBox(sliders), picture])
+
+
+def _steps(subject: Subject, grid: Grid) -> Animation:
+    stops = [((0, 0, z), 0) for z in (0, 20, 40)]
+    stops += [((x, 0, 40), 0) for x in (20, 40)]
+    stops += [((0, 0, 0), mm) for mm in (0, 4, 8, 12, 16)]
+    stops += [((0, 0, z), 8) for z in (20, 40)]
+    maps = [
+        (f"x {x}°, y {y}°, z {z}°; noise {mm} mm", hybrid((x, y, z), mm, 0, grid))
+        for (x, y, z), mm in stops
+    ]
+    note = (
+        "<p>In a running notebook this is a panel of five sliders. On this page: "
+        "some of their positions, step by step.</p>"
+    )
+    return Animation(note + transform_animation(subject, grid, maps))
+
+
+def descent_explorer(bowl: Tensor, start: Tensor) -> Any:
+    """A slider for the step size of a gradient descent; its path and its loss follow. Without a
+    kernel: some step sizes, one after the other."""
+    if not live():
+        note = "<p>In a running notebook this is a slider. On this page: some of its positions.</p>"
+        steps = (0.02, 0.05, 0.1, 0.13, 0.16, 0.19, 0.2, 0.21, 0.22)
+        return Animation(note + descent_animation(bowl, start, steps))
+    import ipywidgets as widgets
+
+    step = widgets.FloatSlider(value=0.1, min=0.01, max=0.25, step=0.01, description="step")
+    picture = widgets.Image(format="png")
+
+    def redraw(_: object = None) -> None:
+        fig = plt.figure(figsize=(7, 3.2))
+        descent_frame(fig, bowl, start, step.value)
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format="png")
+        plt.close(fig)
+        picture.value = buffer.getvalue()
+
+    step.observe(redraw, "value")
+    redraw()
+    return widgets.VBox([step, picture])

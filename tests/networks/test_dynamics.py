@@ -1,0 +1,120 @@
+"""The dynamics networks: shapes at every scale, a silent start, and what they depend on."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from odereg_core.grid import Grid
+from odereg_core.networks import DYNAMICS
+from odereg_core.networks.dynamics import BSplineDynamics, Comparison, _interpolation
+from odereg_core.transforms import TRANSFORMS, BSpline
+
+GRID = Grid((40, 40, 28), (6.0, 6.0, 6.0))
+
+
+@pytest.mark.parametrize("name", DYNAMICS)
+@pytest.mark.parametrize("grid", GRID.pyramid(3), ids=lambda g: f"{g.spacing[0]:g} mm")
+def test_a_velocity_has_thetas_shape_and_starts_at_zero(name, grid):
+    network = DYNAMICS[name](grid)
+    images = torch.rand(2, 2, *grid.shape)
+    velocity = network(images[:, :1], images[:, 1:], torch.tensor(0.5))
+    assert velocity.shape == TRANSFORMS[name]().identity(2, grid).shape
+    assert not velocity.any()
+
+
+@pytest.mark.parametrize("name", DYNAMICS)
+def test_all_three_inputs_matter(name):
+    grid = GRID.pyramid(2)[0]
+    torch.manual_seed(0)
+    network = DYNAMICS[name](grid)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    moving, fixed = torch.rand(2, 1, 1, *grid.shape)
+    first = network(moving, fixed, torch.tensor(0.0))
+    assert not torch.allclose(first, network(fixed, moving, torch.tensor(0.0)))
+    assert not torch.allclose(first, network(moving, fixed, torch.tensor(1.0)))
+
+
+def test_bspline_features_are_read_where_the_control_points_lie():
+    """Linear interpolation by matrices is grid_sample's with the edge repeated."""
+    grid = GRID.pyramid(2)[0]
+    controls = BSpline().control_grid(grid)
+    features = torch.rand(1, 2, *grid.shape)
+    found = features
+    for points, voxels in zip(controls.axes(), grid.axes(), strict=True):
+        weights = _interpolation(points, voxels)
+        found = torch.tensordot(found, weights, dims=([2], [1]))
+    half = torch.tensor(grid.extent).reshape(1, 3, 1, 1, 1) / 2
+    place = (controls.points() / half)[:, [2, 1, 0]].permute(0, 2, 3, 4, 1)
+    wanted = F.grid_sample(features, place, padding_mode="border", align_corners=False)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_bspline_dynamics_moves_with_its_images():
+    """Fully convolutional: away from the edges, images shifted by a control spacing shift the
+    velocity by one control point."""
+    grid = Grid((60, 40, 40), (5.0, 5.0, 5.0))
+    torch.manual_seed(0)
+    network = BSplineDynamics(grid, width=4, widest=8, depth=1)
+    torch.nn.init.normal_(network.head[-1].weight)
+    images = torch.zeros(1, 2, *grid.shape)
+    images[..., 16:-16, 12:-12, 12:-12] = torch.rand(1, 2, 28, 16, 16)  # nothing near an edge
+    shifted = images.roll(4, 2)  # 20 mm
+    one, two = (network(x[:, :1], x[:, 1:], torch.tensor(0.0)) for x in (images, shifted))
+    inside = (..., slice(6, 11), slice(5, 8), slice(5, 8))
+    torch.testing.assert_close(two.roll(-1, 2)[inside], one[inside], atol=1e-4, rtol=1e-3)
+
+
+def test_bf16_autocast_stays_near_float32():
+    torch.manual_seed(0)
+    for name in DYNAMICS:
+        network = DYNAMICS[name](GRID.pyramid(2)[0])
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+        images = torch.rand(1, 2, *GRID.pyramid(2)[0].shape)
+        wide = network(images[:, :1], images[:, 1:], torch.tensor(0.5))
+        with torch.autocast("cpu", torch.bfloat16):
+            narrow = network(images[:, :1], images[:, 1:], torch.tensor(0.5)).float()
+        assert (narrow - wide).norm() < 0.05 * wide.norm() + 1e-3
+
+
+def test_a_finer_network_starts_as_the_coarser_one():
+    """With a stem in front, it does to an image exactly what the coarser does to its average."""
+    fine, coarse = Grid((80, 80, 48), (3.0,) * 3), Grid((40, 40, 24), (6.0,) * 3)
+    networks = [DYNAMICS["rigid"](grid) for grid in (fine, coarse)]
+    for parameter in [p for network in networks for p in network.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.05)
+    networks[0].inherit(networks[1])
+    images = torch.rand(1, 2, *fine.shape)
+    averaged = F.avg_pool3d(images, 2)
+    one = networks[0](images[:, :1], images[:, 1:], torch.tensor(0.5))
+    two = networks[1](averaged[:, :1], averaged[:, 1:], torch.tensor(0.5))
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+def test_what_was_built_otherwise_cannot_be_inherited():
+    grid = GRID.pyramid(3)[0]
+    with pytest.raises(ValueError, match="cannot take"):
+        DYNAMICS["rigid"](grid, width=8).inherit(DYNAMICS["rigid"](grid, width=4))
+
+
+@pytest.mark.parametrize("name", ["bspline", "dense"])
+def test_deformable_networks_of_all_scales_share_one_set_of_weights(name):
+    coarse, middle, fine = (
+        DYNAMICS[name](grid) for grid in Grid((80, 80, 56), (3.0,) * 3).pyramid(3)
+    )
+    middle.inherit(coarse)
+    fine.inherit(middle)
+    assert all(
+        torch.equal(a, b) for a, b in zip(fine.parameters(), coarse.parameters(), strict=True)
+    )
+
+
+def test_the_comparison_finds_the_voxel_that_is_alike():
+    """Of the 27 neighbours, the one that the image was shifted by is most like the fixed one."""
+    torch.manual_seed(0)
+    compare = Comparison(8, 1)
+    image = torch.rand(1, 1, 12, 12, 12)
+    alike = compare(image.roll(1, 3), image, torch.tensor(0.0))[:, :27, 3:-3, 3:-3, 3:-3]
+    best = alike.mean((0, 2, 3, 4)).argmax()
+    assert int(best) == (1 * 3 + 2) * 3 + 1  # warped(p + s) is fixed(p) for s = (0, 1, 0)

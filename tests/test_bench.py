@@ -1,0 +1,52 @@
+"""The benchmarks run, and say what they mean; what they measure is for a quiet machine to say."""
+
+import pytest
+
+from odereg_core import bench
+
+
+def test_the_warp_is_measured_against_grid_sample_and_a_copy():
+    table = bench.load("warp")("cpu", shape=(24, 20, 16), repetitions=3)
+    assert list(table.columns) == bench.COLUMNS
+    rows = table.set_index("measure")
+    times = [name for name, row in rows.iterrows() if row.unit == "ms"]
+    assert len(times) == 3 and all("24×20×16" in name for name in times)
+    assert (rows.value[times] > 0).all() and rows.value[times].max() < 1000
+    (claim,) = (name for name in rows.index if "grid_sample" in name and name not in times)
+    assert rows.claim[claim] == "<= 1.3"
+    assert rows.holds[claim] == (rows.value[claim] <= 1.3)
+    # The two computed the same thing.
+    assert rows.holds["largest difference of images"]
+
+
+def test_works_take_turns():
+    turns = []
+    works = {name: lambda name=name: turns.append(name) for name in "abc"}
+    seconds = bench.interleaved(works, 3, "cpu")
+    assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys("abc", 3)
+    assert [sorted(turns[i : i + 3]) for i in range(0, 12, 3)] == [["a", "b", "c"]] * 4
+    assert turns[3:6] == turns[6:9][::-1]
+    assert bench.ratio([2.0, 9.0, 4.0], [1.0, 1.0, 4.0]) == 2.0
+
+
+def test_an_unknown_benchmark_is_refused(monkeypatch, capsys):
+    from odereg_core.bench.__main__ import main
+
+    monkeypatch.setattr("sys.argv", ["bench", "magic"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no benchmark 'magic'; there are: warp, ode" in capsys.readouterr().err
+
+
+def test_a_claim_that_does_not_hold_is_said(monkeypatch, capsys):
+    import pandas as pd
+
+    from odereg_core.bench import __main__ as program
+
+    rows = [("one", 1.0, "ms", "", None), ("two", 2.0, "", "<= 1", False)]
+    table = pd.DataFrame(rows, columns=bench.COLUMNS)
+    monkeypatch.setattr(program, "load", lambda name: lambda device: table)
+    monkeypatch.setattr("sys.argv", ["bench", "warp", "--device", "cpu"])
+    assert program.main() == 1
+    shown = capsys.readouterr()
+    assert "does not hold: warp: two" in shown.err and "one" in shown.out and "CPU" in shown.out

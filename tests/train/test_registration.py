@@ -1,0 +1,147 @@
+"""Training: it learns, it resumes to the bit, and what it draws is what it says."""
+
+import shutil
+
+import pytest
+import torch
+
+from odereg_core.files import load_tensors
+from odereg_core.profiles import Augmentation, load_profile
+from odereg_core.similarity import MutualInformation
+from odereg_core.train import registration
+from odereg_core.train.augment import augment, random_contrast
+from odereg_core.train.registration import Trainer, Volumes, train
+
+TRANSFORMS = ("rigid", "bspline", "dense")
+
+
+@pytest.fixture
+def profile(tiny_profile):
+    return load_profile(tiny_profile)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_resumed_is_uninterrupted_to_the_bit(tmp_path, profile, tiny_cohort, monkeypatch, name):
+    whole = train(name, profile, tiny_cohort, tmp_path / "whole", "cpu")
+    steps = Trainer.step
+
+    def killed(self, number):
+        if number == 7:  # after the checkpoint at step 6, in the second stage
+            raise KeyboardInterrupt
+        return steps(self, number)
+
+    monkeypatch.setattr(Trainer, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(name, profile, tiny_cohort, tmp_path / "cut", "cpu")
+    assert not (tmp_path / "cut" / f"{name}.safetensors").exists()
+    monkeypatch.setattr(Trainer, "step", steps)
+    resumed = train(name, profile, tiny_cohort, tmp_path / "cut", "cpu")
+    ours, theirs = load_tensors(resumed)[0], load_tensors(whole)[0]
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    logs = [
+        [line.split(",")[2:] for line in (p / f"{name}.log.csv").read_text().splitlines()]
+        for p in (tmp_path / "whole", tmp_path / "cut")
+    ]
+    assert [row[1:] for row in logs[0]] == [row[1:] for row in logs[1]]
+
+
+def test_training_never_sees_an_evaluation_motion(profile, tiny_cohort, monkeypatch):
+    trainer = Trainer("rigid", profile, tiny_cohort, "cpu")
+
+    def forbidden(*_, **__):
+        raise AssertionError("a step drew an evaluation pair")
+
+    monkeypatch.setattr(registration, "simulate", forbidden)
+    assert trainer.step(0)["loss"] > 0
+
+
+def test_a_step_depends_on_its_number_alone(profile, tiny_cohort):
+    losses = []
+    for _ in range(2):
+        trainer = Trainer("rigid", profile, tiny_cohort, "cpu")
+        losses.append(trainer.step(3)["loss"])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["velocity", "losses"])
+def test_it_learns_to_undo_small_motions(tiny_cohort, profile, objective):
+    """On images that look alike the paper's loss falls; the warm-up fits what it sees again."""
+    section = profile.models["rigid"]
+    stage = section.stages[0].model_copy(
+        update={
+            "objective": objective,
+            "steps": 200,
+            "batch": 8,
+            "lr": 3e-3,
+            "solvers": ("F(0.5)",) * 3,
+        }
+    )
+    quiet = Augmentation(contrast=0, bias=0, noise=0, blur=0, erode=0, stretch=0)
+    small = section.motion.model_copy(update={"rotation_deg": 40.0, "mixed": 0.0})
+    section = section.model_copy(update={"stages": (stage,), "augment": quiet, "motion": small})
+    trainer = Trainer(
+        "rigid", profile.model_copy(update={"models": {"rigid": section}}), tiny_cohort, "cpu"
+    )
+    again = objective == "velocity"
+    losses = [trainer.step(0 if again else i)["loss"] for i in range(200)]
+    assert sum(losses[-20:]) < 0.6 * sum(losses[:20])
+
+
+def test_warm_up_trains_one_scale_and_the_losses_all(profile, tiny_cohort):
+    trainer = Trainer("bspline", profile, tiny_cohort, "cpu")
+    for stage, moved in ((0, {0}), (1, {0, 1})):
+        before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+        trainer.step(trainer.ends[stage])
+        after = trainer.model.state_dict()
+        found = {int(k.split(".")[1]) for k, v in after.items() if not torch.equal(v, before[k])}
+        assert found == moved
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_the_total_loss_is_the_papers_sum(profile, tiny_cohort, name):
+    """L_sim + lambda_self L_self + lambda_reg L_reg, L_sim on pairs of two contrasts alone."""
+    trainer = Trainer(name, profile, tiny_cohort, "cpu", MutualInformation(bins=8))
+    stage = trainer.section.stages[1]
+    rng = torch.Generator().manual_seed(0)
+    terms = trainer.losses(stage, trainer.use(stage), rng)
+    lambda_reg = {"rigid": 0, "bspline": 2, "dense": 10}[name]
+    wanted = terms["l_sim"] + terms["l_self"] + lambda_reg * terms.get("l_reg", 0)
+    torch.testing.assert_close(terms["loss"], wanted)
+
+
+def test_pairs_for_l_sim_are_two_contrasts_of_one_subject(profile, tiny_cohort):
+    volumes = Volumes(tiny_cohort, "train", 1, 3, "cpu")
+    one, two = volumes.draw(8, torch.Generator().manual_seed(0), crossed=3)
+    same = [(a > 0).eq(b > 0).float().mean() > 0.95 for a, b in zip(one, two, strict=True)]
+    assert all(same), "one anatomy"
+    assert [torch.equal(a, b) for a, b in zip(one, two, strict=True)] == [False] * 3 + [True] * 5
+
+
+def test_augmentation_keeps_the_range_and_the_background():
+    rng = torch.Generator().manual_seed(0)
+    image = torch.rand(4, 1, 12, 12, 10, generator=rng)
+    image[:, :, :3] = 0
+    for settings in (Augmentation(), Augmentation(erode=0)):
+        seen = augment(image, settings, rng)
+        assert seen.min() >= 0 and seen.max() <= 1 and torch.isfinite(seen).all()
+        if settings.erode == 0 and settings.blur == 0:
+            assert not seen[image == 0].any()
+    nothing = Augmentation(contrast=0, bias=0, noise=0, blur=0, erode=0)
+    assert torch.equal(augment(image, nothing, rng), image)
+
+
+def test_random_contrast_is_a_function_of_intensity():
+    rng = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 1, 6, 6, 6, generator=rng)
+    image[0, 0, 0] = image[0, 0, 1]  # equal intensities stay equal
+    mapped = random_contrast(image, rng)
+    assert torch.equal(mapped[0, 0, 0], mapped[0, 0, 1])
+    assert not torch.allclose(mapped, image)
+
+
+def test_a_checkpoint_of_a_finished_training_changes_nothing(tmp_path, profile, tiny_cohort):
+    first = train("rigid", profile, tiny_cohort, tmp_path / "a", "cpu")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    again = train("rigid", profile, tiny_cohort, tmp_path / "b", "cpu")
+    assert first.read_bytes() == again.read_bytes()
