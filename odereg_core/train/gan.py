@@ -17,7 +17,14 @@ from odereg_core.pairs import pair_keys
 from odereg_core.profiles import EncoderSection, Profile
 from odereg_core.similarity import ContentSimilarity, pad_to_multiple, stacks
 from odereg_core.train.augment import augment
-from odereg_core.train.loop import Checkpoint, Log, run, step_generator
+from odereg_core.train.loop import (
+    Checkpoint,
+    Log,
+    mixed_precision,
+    origin,
+    run,
+    step_generator,
+)
 from odereg_core.transforms import Rigid
 from odereg_core.warp import warp
 from odereg_core.weights import save_model
@@ -45,7 +52,7 @@ class Networks(nn.Module):
 
 @dataclass
 class Sample:
-    """Stacks of one contrast each, their codes, and the volumes' foreground."""
+    """Stacks of one contrast each, and their codes."""
 
     image: Stack
     code: Code
@@ -181,10 +188,6 @@ class GanTrainer:
             for contrast in (first, second)
         )  # type: ignore[return-value]
 
-    def _autocast(self) -> torch.autocast:
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, torch.bfloat16, self.section.precision == "bf16")
-
     def games(self, a: Sample, b: Sample, s: Swap) -> list[tuple[Critic, tuple, tuple]]:
         """What each critic is shown: itself, the real and the fake."""
         images = torch.cat([a.image, b.image])
@@ -199,7 +202,7 @@ class GanTrainer:
     def critic_step(self, rng: torch.Generator) -> dict[str, float]:
         """One step of both critics."""
         a, b = self.draw(rng)
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), mixed_precision(self.device, self.section.precision):
             s = swap(self.translator, a, b)
         loss, terms = torch.zeros((), device=self.device), {}
         for name, (critic, real, fake) in zip(
@@ -227,7 +230,7 @@ class GanTrainer:
         ramp = min(1.0, 2 * progress)
         section, model = self.section, self.translator
         a, b = self.draw(rng)
-        with self._autocast():
+        with mixed_precision(self.device, self.section.precision):
             s = swap(model, a, b)
             terms = reconstruction_losses(model, a, b, s)
             if section.invariance or section.recolour:
@@ -371,11 +374,7 @@ def train(
     write_json(
         weights.with_suffix(".json"),
         {
-            "command": command,
-            "profile": profile.name,
-            "settings": section.model_dump(mode="json"),
-            "cohort": cohort.settings,
-            "training_subjects": len(cohort.names("train")),
+            **origin(command, profile, section, cohort),
             "steps": section.steps,
             "samples": section.steps * section.batch * 2 * (1 + section.critic_steps),
             "seconds": round(checkpoint.seconds, 1),

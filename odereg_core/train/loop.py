@@ -11,13 +11,33 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from odereg_core.cohort import Cohort
 from odereg_core.files import atomic, load_tensors, save_tensors
+from odereg_core.profiles import EncoderSection, ModelSection, Profile
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The random numbers of one step: a function of seed and step alone, so a resumed run needs
     no state."""
     return torch.Generator().manual_seed((seed << 32) + step)
+
+
+def mixed_precision(device: str, precision: str) -> torch.autocast:
+    """Autocast to bfloat16 where the profile says `bf16`, nothing otherwise."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, precision == "bf16")
+
+
+def origin(
+    command: str, profile: Profile, section: EncoderSection | ModelSection, cohort: Cohort
+) -> dict[str, object]:
+    """What any trained model's provenance begins with."""
+    return {
+        "command": command,
+        "profile": profile.name,
+        "settings": section.model_dump(mode="json"),
+        "cohort": cohort.settings,
+        "training_subjects": len(cohort.names("train")),
+    }
 
 
 class Log:

@@ -22,7 +22,14 @@ from odereg_core.profiles import ModelSection, Profile, Stage
 from odereg_core.similarity import ContentSimilarity, MutualInformation, Similarity
 from odereg_core.train.augment import augment
 from odereg_core.train.draws import motion, state, stretch, stretched, uniform
-from odereg_core.train.loop import Checkpoint, Log, run, step_generator
+from odereg_core.train.loop import (
+    Checkpoint,
+    Log,
+    mixed_precision,
+    origin,
+    run,
+    step_generator,
+)
 from odereg_core.warp import warp
 from odereg_core.weights import load_model, save_model
 
@@ -140,10 +147,6 @@ class Trainer:
         self.optimizer.step()
         return {name: float(value.detach()) for name, value in terms.items()}
 
-    def _autocast(self) -> torch.autocast:
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, torch.bfloat16, self.section.precision == "bf16")
-
     def velocity(self, stage: Stage, volumes: Volumes, rng: torch.Generator) -> dict[str, Tensor]:
         """Warm-up of one scale without a solve: at a drawn state, the velocity to the drawn motion.
 
@@ -162,7 +165,7 @@ class Trainer:
         seen = stretched(linear, drawn.displacement, grid)
         fixed = warp(augment(two, self.section.augment, rng), seen, grid)
         t = (i + uniform((1,), 0.0, 1.0, one, rng)) * self.model.time / self.model.scales
-        with self._autocast():
+        with mixed_precision(self.device, self.section.precision):
             velocity = self.model.networks[i](warped, fixed, t)
         # A theta that is no image of this grid is smooth: the coarsest grid measures it as well.
         inside, place = (fixed > 0).float(), grid
@@ -191,7 +194,7 @@ class Trainer:
         moving = warp(augment(one, section.augment, rng), still, grid)
         seen = stretched(linear, drawn.displacement, grid)
         fixed = warp(augment(two, section.augment, rng), seen, grid)
-        with self._autocast():
+        with mixed_precision(self.device, self.section.precision):
             result = self.model(moving, fixed, scales=stage.scales)
         own = slice(crossed, None)
         terms = {"l_self": self_loss(result.theta[own], drawn.theta[own], transform)}
@@ -202,7 +205,7 @@ class Trainer:
             loss = loss + section.lambda_reg * terms["l_reg"]
         if self.similarity:
             warped = warp(moving[:crossed], u[:crossed], grid)
-            with self._autocast():
+            with mixed_precision(self.device, self.section.precision):
                 terms["l_sim"] = self.similarity(warped, fixed[:crossed], rng).mean()
             loss = loss + terms["l_sim"]
         return {"loss": loss, **terms, "nfe": torch.tensor(float(result.nfe))}
@@ -282,11 +285,7 @@ def train(
     write_json(
         weights.with_suffix(".json"),
         {
-            "command": command,
-            "profile": profile.name,
-            "settings": trainer.section.model_dump(mode="json"),
-            "cohort": cohort.settings,
-            "training_subjects": len(cohort.names("train")),
+            **origin(command, profile, section, cohort),
             "steps": total,
             "samples": sum(stage.steps * stage.batch for stage in trainer.section.stages),
             "seconds": round(checkpoint.seconds, 1),
