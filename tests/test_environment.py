@@ -58,7 +58,7 @@ LAYERS = [
     {"warp", "volume", "cohort"},
     {"transforms", "ode"},
     {"networks", "motion", "metrics", "profiles"},
-    {"msodenet", "losses", "pairs", "similarity"},
+    {"msodenet", "losses", "pairs", "similarity", "optimise"},
     {"weights", "baselines"},
     {"train", "register"},
     {"experiments", "bench"},

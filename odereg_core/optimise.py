@@ -1,0 +1,61 @@
+"""Eq. 1 by direct optimisation of theta: what the neural ODE has learned to replace, or to start."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from odereg_core.grid import Grid
+from odereg_core.losses import regularity
+from odereg_core.msodenet import Outer
+from odereg_core.similarity import Similarity
+from odereg_core.transforms import Transform, compose
+from odereg_core.warp import warp
+
+
+def optimise(
+    similarity: Similarity,
+    transform: Transform,
+    moving: Float[Tensor, "b 1 x y z"],
+    fixed: Float[Tensor, "b 1 x y z"],
+    grid: Grid,
+    theta: Float[Tensor, b * n],
+    *,
+    steps: int,
+    lr: float,
+    lambda_reg: float,
+    outer: Outer | None = None,
+) -> tuple[Float[Tensor, b * n], Float[Tensor, "{steps}+1 b"]]:
+    """Take `steps` of Adam [17] from `theta` down the similarity of the warped image plus
+    `lambda_reg` times L_reg (Eq. 1).
+
+    `lr` is in units of theta's range (75°, 20 mm, 8 mm). `outer`: the map of a cascade's earlier
+    stage; theta then is sought such that phi_outer∘phi_theta registers. Returns, for each example,
+    the theta of the lowest loss met, the start included, and the losses before each step and
+    after the last.
+    """
+    unit = transform.unit(theta)
+    state = (theta.detach() / unit).requires_grad_()
+    optimizer = torch.optim.Adam([state], lr=lr)
+    best, lowest = theta.detach().clone(), torch.full((len(theta),), torch.inf).to(theta)
+    losses = []
+    for step in range(steps + 1):
+        with torch.enable_grad():
+            u = transform.displacement(state * unit, grid)
+            whole = compose(*outer, u, grid) if outer else u
+            loss = similarity(warp(moving, whole, grid), fixed)
+            if lambda_reg:
+                each = [regularity(one[None], grid) for one in u]
+                loss = loss + lambda_reg * torch.stack(each)
+            total = loss.sum()
+        losses.append(loss.detach())
+        better = losses[-1] < lowest
+        lowest = torch.where(better, losses[-1], lowest)
+        wide = better.reshape(-1, *(1,) * (theta.ndim - 1))
+        best = torch.where(wide, state.detach() * unit, best)
+        if step < steps:
+            optimizer.zero_grad(set_to_none=True)
+            (state.grad,) = torch.autograd.grad(total, state)
+            optimizer.step()
+    return best, torch.stack(losses)
