@@ -1,4 +1,4 @@
-"""Eq. 1 by direct optimisation of theta: what the neural ODE has learned to replace, or to start."""
+"""Eq. 1 by direct optimisation of theta: what the neural ODE has learned to do, or to begin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Direct optimisation recovers a known motion, whatever theta is, and never ends above its start."""
+"""Direct optimisation recovers a known motion of any kind, and never ends above its start."""
 
 import pytest
 import torch
@@ -89,5 +89,6 @@ def test_no_steps_change_nothing_and_no_grad_does_not_stop_it():
         moved, _ = optimise(
             square, Rigid(), image(), image(), GRID, theta, steps=3, lr=0.02, lambda_reg=0.0
         )
-    assert torch.equal(same, theta) and losses.shape == (1, 1)
+    torch.testing.assert_close(same, theta)
+    assert losses.shape == (1, 1)
     assert not torch.equal(moved, theta) and not moved.requires_grad
