@@ -37,17 +37,36 @@ def register(
         list[Path] | None,
         typer.Option(help="Weights other than the shipped ones; once for each stage."),
     ] = None,
+    moving_mask: Annotated[
+        Path | None, typer.Option(help="What of MOVING to register, e.g. the brain.")
+    ] = None,
+    fixed_mask: Annotated[
+        Path | None, typer.Option(help="What of FIXED to register, e.g. the brain.")
+    ] = None,
+    labels: Annotated[
+        list[Path] | None,
+        typer.Option(help="A label volume of MOVING to carry along; as often as there are files."),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Register any two 3-D NIfTI volumes of a head.
 
     Writes warped.nii.gz (on the fixed volume's grid), displacement.nii.gz (an ITK displacement
-    field on that grid holding the whole map), affine.mat (ITK; the rigid part, where there is one)
-    and report.json into OUT.
+    field on that grid holding the whole map), affine.mat (ITK; the rigid part, where there is
+    one), labels_NAME.nii.gz for each file of labels, and report.json into OUT.
     """
     from odereg_core.register import register as run
 
-    result = run(moving, fixed, transform, weights, device)
+    result = run(
+        moving,
+        fixed,
+        transform,
+        weights,
+        device,
+        moving_mask=moving_mask,
+        fixed_mask=fixed_mask,
+        labels=labels or (),
+    )
     result.save(out)
     found = result.report
     parts = [f"displacement {found['displacement_mm']['mean']} mm on average"]
@@ -174,6 +193,9 @@ def main() -> None:
         app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except MemoryError:
+        print("error: not enough memory for volumes of this size", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; what was whole is on disk", file=sys.stderr)

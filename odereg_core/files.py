@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,6 +42,28 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def atomic_files(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write files to; if all goes well they move to `out`, in the order
+    they were written.
+
+    Raises InputError as `atomic` does.
+    """
+    partial = out.with_name(f".{os.getpid()}.partial.{out.name}")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        yield partial
+        out.mkdir(parents=True, exist_ok=True)
+        for file in sorted(partial.iterdir(), key=lambda p: p.stat().st_mtime_ns):
+            os.replace(file, out / file.name)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    except InputError as error:
+        raise InputError(str(error).replace(str(partial), str(out))) from error.__cause__
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

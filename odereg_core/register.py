@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import map_coordinates
 
 from odereg_core.errors import InputError
-from odereg_core.files import provenance, write_json
+from odereg_core.files import atomic_files, provenance, write_json
 from odereg_core.metrics import folding
 from odereg_core.msodenet import Cascade, Cascaded
 from odereg_core.ode import SolverError
 from odereg_core.transforms import Rigid
 from odereg_core.transforms.io import write_affine_mat, write_displacement
-from odereg_core.volume import Volume, centre_of_mass, foreground, normalise, resample
+from odereg_core.volume import (
+    Volume,
+    centre_of_mass,
+    foreground,
+    given_mask,
+    normalise,
+    read_labels,
+    resample,
+)
 from odereg_core.weights import load_model, shipped
 
 REGISTER_TRANSFORMS = ("rigid", "bspline", "dense", "rigid+bspline", "rigid+dense")
+SLAB = 2**21
+"""Voxels of the fixed scan mapped at a time: their coordinates take much more room than it."""
 
 
 @dataclass(frozen=True)
@@ -33,28 +42,33 @@ class Registered:
     `warped`: the moving scan on the fixed one's grid, in the moving scan's own intensities.
     `displacement`: (3, X, Y, Z) u in RAS world mm at the fixed scan's voxels, the whole map.
     `matrix`: (4, 4) RAS world mm, fixed to moving, the rigid part where there is one: the whole
-    map is then it after a deformation.
+    map is then it after a deformation. `labels`: by file name, as `warped`, nearest voxels.
     `trajectory`: theta of each stage through the scales, in the models' frame. `report`: as
     `report.json`.
     """
 
     warped: Volume
-    displacement: NDArray[np.float64]
+    displacement: NDArray[np.float32]
     matrix: NDArray[np.float64] | None
     centre: NDArray[np.float64]
+    labels: dict[str, Volume]
     trajectory: Cascaded
-    report: dict = field(default_factory=dict)
+    report: dict
 
     def save(self, out: Path | str) -> None:
         """`warped.nii.gz`, `displacement.nii.gz`, `affine.mat` where there is a rigid part,
-        `report.json`."""
-        out = Path(out)
-        self.warped.save(out / "warped.nii.gz")
+        `labels_<name>.nii.gz` for each label file, and last `report.json`: all or none.
+
+        Raises InputError where they cannot be written."""
         vectors, affine = self.warped.with_data(np.moveaxis(self.displacement, 0, -1)).native()
-        write_displacement(out / "displacement.nii.gz", np.moveaxis(vectors, -1, 0), affine)
-        if self.matrix is not None:
-            write_affine_mat(out / "affine.mat", self.matrix, self.centre)
-        write_json(out / "report.json", self.report)
+        with atomic_files(Path(out)) as folder:
+            self.warped.save(folder / "warped.nii.gz")
+            write_displacement(folder / "displacement.nii.gz", np.moveaxis(vectors, -1, 0), affine)
+            if self.matrix is not None:
+                write_affine_mat(folder / "affine.mat", self.matrix, self.centre)
+            for name, volume in self.labels.items():
+                volume.save(folder / f"labels_{name}.nii.gz")
+            write_json(folder / "report.json", self.report)
 
 
 def choose_device(device: str) -> str:
@@ -74,14 +88,22 @@ def register(
     transform: str = "rigid",
     weights: Sequence[Path | str] | Path | str | None = None,
     device: str = "auto",
+    *,
+    moving_mask: Path | str | Volume | None = None,
+    fixed_mask: Path | str | Volume | None = None,
+    labels: Sequence[Path | str] = (),
 ) -> Registered:
     """Register two 3-D scans.
 
     `transform`: rigid, bspline, dense, rigid+bspline or rigid+dense; `weights`: files to use in
     the shipped ones' place, one a stage. Where both scans share one grid, motion is sought about
     its centre; otherwise they are first brought together at their heads' centres of mass, as
-    classical tools do. Raises InputError for files that are no usable scans, and where the solver
-    does not end on them.
+    classical tools do.
+
+    `moving_mask`, `fixed_mask`: what of each scan to register, of any grid in that scan's world
+    (a brain mask, for heads with skulls); by default all that is not background. `labels`: files
+    in the moving scan's world to be carried along. Raises InputError for files that are no usable
+    scans, and where the solver does not end on them.
     """
     if transform not in REGISTER_TRANSFORMS:
         raise InputError(f"no transform '{transform}'; there are: {', '.join(REGISTER_TRANSFORMS)}")
@@ -89,18 +111,24 @@ def register(
     model = load_cascade(transform, weights, device)
     moving = (moving if isinstance(moving, Volume) else Volume.load(moving)).checked()
     fixed = (fixed if isinstance(fixed, Volume) else Volume.load(fixed)).checked()
+    masks = [
+        foreground(volume) if mask is None else given_mask(mask, volume)
+        for volume, mask in ((moving, moving_mask), (fixed, fixed_mask))
+    ]
+    carried = _by_name([read_labels(path) for path in labels])
 
-    grid = model.grid
-    masks = foreground(moving), foreground(fixed)
     shared = moving.same_grid(fixed)
     if shared:
         centres = moving.centre, fixed.centre
     else:
         centres = centre_of_mass(moving, masks[0]), centre_of_mass(fixed, masks[1])
     images = [
-        resample(volume.with_data(normalise(volume.data, mask)), grid, centre).to(device)
+        resample(volume.with_data(normalise(volume.data, mask)), model.grid, centre).to(device)
         for volume, mask, centre in zip((moving, fixed), masks, centres, strict=True)
     ]
+    for volume, image in zip((moving, fixed), images, strict=True):
+        if not image.any():
+            raise InputError(f"{volume.path}: nothing of it lies in the model's field of view")
     started = time.perf_counter()
     try:
         with torch.no_grad():
@@ -111,10 +139,7 @@ def register(
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
 
-    points = fixed.world()
-    local = torch.from_numpy(points - centres[1].reshape(3, 1, 1, 1))[None]
-    target = result.map(local)[0].numpy() + centres[0].reshape(3, 1, 1, 1)
-    warped = map_coordinates(moving.data, moving.index(target), order=1, mode="constant", cval=0.0)
+    displacement, warped, *warped_labels = _carry(result, fixed, centres, moving, carried.values())
     report = {
         "moving": Path(moving.path).name,
         "fixed": Path(fixed.path).name,
@@ -128,9 +153,9 @@ def register(
         matrix[:3, 3] += centres[0] - matrix[:3, :3] @ centres[1]
         report["rotation_deg"] = [round(math.degrees(a), 3) for a in theta[0, :3].tolist()]
         report["translation_mm"] = [round(t, 3) for t in theta[0, 3:].tolist()]
-    head = np.linalg.norm((target - points)[:, masks[1]], axis=0)
     if transform != "rigid":
-        report["folded_share"] = round(float(folding(result.displacement(), grid)), 6)
+        report["folded_share"] = round(float(folding(result.displacement(), model.grid)), 6)
+    head = np.linalg.norm(displacement[:, masks[1]], axis=0)
     report |= {
         "displacement_mm": {
             "mean": round(float(head.mean()), 3),
@@ -141,13 +166,48 @@ def register(
         **provenance(device),
     }
     return Registered(
-        fixed.with_data(warped.astype(np.float32)),
-        target - points,
+        warped,
+        displacement,
         matrix,
         centres[1],
+        dict(zip(carried, warped_labels, strict=True)),
         result,
         report,
     )
+
+
+def _by_name(volumes: list[Volume]) -> dict[str, Volume]:
+    """Label volumes by their file's name. Raises InputError where two share it."""
+    named: dict[str, Volume] = {}
+    for volume in volumes:
+        name = Path(volume.path).name.removesuffix(".gz").removesuffix(".nii")
+        if name in named:
+            raise InputError(f"{volume.path}: a second file of labels called '{name}'")
+        named[name] = volume
+    return named
+
+
+def _carry(
+    result: Cascaded,
+    fixed: Volume,
+    centres: tuple[NDArray, NDArray],
+    moving: Volume,
+    labels: Iterable[Volume],
+) -> tuple[NDArray[np.float32], *tuple[Volume, ...]]:
+    """u (3, X, Y, Z) in world mm at the fixed scan's voxels; the moving scan and labels there."""
+    displacement = np.empty((3, *fixed.shape), np.float32)
+    sources = [(moving, "linear"), *((volume, "nearest") for volume in labels)]
+    warped = [np.empty(fixed.shape, volume.data.dtype) for volume, _ in sources]
+    theirs, ours = (centre.reshape(3, 1, 1, 1) for centre in centres)
+    planes = max(1, SLAB // math.prod(fixed.shape[1:]))
+    for first in range(0, fixed.shape[0], planes):
+        slab = slice(first, first + planes)
+        points = fixed.world(first, first + planes)
+        target = result.map(torch.from_numpy(points - ours)[None])[0].numpy() + theirs
+        displacement[:, slab] = target - points
+        for whole, (volume, mode) in zip(warped, sources, strict=True):
+            whole[slab] = volume.sample(target, mode)
+    return displacement, *(fixed.with_data(whole) for whole in warped)
 
 
 def load_cascade(

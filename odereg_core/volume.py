@@ -12,7 +12,13 @@ import torch
 from jaxtyping import Float
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
-from scipy.ndimage import affine_transform, center_of_mass, gaussian_filter, label
+from scipy.ndimage import (
+    affine_transform,
+    center_of_mass,
+    gaussian_filter,
+    label,
+    map_coordinates,
+)
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
@@ -60,10 +66,19 @@ class Volume:
         return cls(apply_orientation(data, orientation), canonical, orientation, str(path))
 
     def checked(self) -> Volume:
-        """The same volume, as an image to register. Raises InputError where it is constant."""
-        if self.data.min() == self.data.max():
-            value = self.data.flat[0]
-            raise InputError(f"{self.path}: every voxel is {value:g}, nothing to register")
+        """The same volume, as an image to register.
+
+        Raises InputError where it is constant, or where its field of view is none of a head's.
+        """
+        low, high = float(self.data.min()), float(self.data.max())
+        if low == high:
+            raise InputError(f"{self.path}: every voxel is {low:g}, nothing to register")
+        if max(-low, high) > 1e30:
+            raise InputError(f"{self.path}: its voxels run from {low:g} to {high:g}, no MR signal")
+        extent = self.spacing * self.shape
+        if extent.min() < 2 or extent.max() > 5000:
+            size = " × ".join(f"{mm:.3g}" for mm in extent)
+            raise InputError(f"{self.path}: its field of view is {size} mm; are voxel sizes in mm?")
         return self
 
     @property
@@ -80,9 +95,11 @@ class Volume:
         """The centre of the field of view, RAS world mm."""
         return self.affine[:3, :3] @ ((np.array(self.shape) - 1) / 2) + self.affine[:3, 3]
 
-    def world(self) -> NDArray[np.float64]:
-        """RAS world mm of every voxel centre, (3, X, Y, Z)."""
-        index = np.indices(self.shape, dtype=np.float64)
+    def world(self, first: int = 0, last: int | None = None) -> NDArray[np.float64]:
+        """RAS world mm of the voxel centres (3, X, Y, Z), of the planes `first` to `last` of X."""
+        planes = len(range(self.shape[0])[first:last])
+        index = np.indices((planes, *self.shape[1:]), dtype=np.float64)
+        index[0] += first
         return np.tensordot(self.affine[:3, :3], index, 1) + self.affine[:3, 3].reshape(3, 1, 1, 1)
 
     def index(self, world: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -90,6 +107,14 @@ class Volume:
         back = np.linalg.inv(self.affine)
         shift = back[:3, 3].reshape(3, *[1] * (world.ndim - 1))
         return np.tensordot(back[:3, :3], world, 1) + shift
+
+    def sample(
+        self, world: NDArray[np.float64], mode: Literal["linear", "nearest"] = "linear"
+    ) -> NDArray[np.float32]:
+        """The values at points in RAS world mm (3, ...); zero outside the field of view."""
+        # As in ITK, the nearest voxel owns half a voxel past the rim, linear values end there.
+        how = ("grid-constant", 0) if mode == "nearest" else ("constant", 1)
+        return map_coordinates(self.data, self.index(world), order=how[1], mode=how[0])
 
     def with_data(self, data: NDArray) -> Volume:
         """Other voxels in the same place."""
@@ -139,9 +164,11 @@ def open_nifti(path: Path | str) -> nib.Nifti1Image:
         raise InputError(f"{path}: not a NIfTI file but {type(image).__name__}")
     affine = np.asarray(image.affine, np.float64)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    placed = np.isfinite(affine).all() and sizes.min() > 1e-6 and sizes.max() < 1e6
+    placed = np.isfinite(affine).all() and sizes.min() > 1e-6 and np.abs(affine).max() < 1e6
     if not placed or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
-        raise InputError(f"{path}: its affine is singular, so voxels have no place in the world")
+        raise InputError(
+            f"{path}: its affine is singular or beyond all bounds, so voxels have no place"
+        )
     return image
 
 
@@ -176,6 +203,28 @@ def foreground(volume: Volume) -> NDArray[np.bool_]:
         sizes = np.bincount(parts.ravel())
         mask = parts == 1 + int(sizes[1:].argmax())
     return mask
+
+
+def given_mask(mask: Path | str | Volume, volume: Volume) -> NDArray[np.bool_]:
+    """A mask at the volume's voxels, by nearest sampling where its grid is another.
+
+    Raises InputError where it is no volume, or where none of it lies within this one.
+    """
+    mask = mask if isinstance(mask, Volume) else Volume.load(mask)
+    same = mask.same_grid(volume)
+    inside = (mask.data if same else mask.sample(volume.world(), "nearest")) > 0
+    if not inside.any():
+        raise InputError(f"{mask.path}: no voxel of this mask lies within {volume.path}")
+    return inside
+
+
+def read_labels(path: Path | str) -> Volume:
+    """A volume of whole numbers. Raises InputError where some are not."""
+    volume = Volume.load(path)
+    whole = np.rint(volume.data)
+    if (whole != volume.data).any() or np.abs(whole).max() > 2**24:
+        raise InputError(f"{path}: labels are whole numbers, this volume has others")
+    return volume.with_data(whole.astype(np.int16 if np.abs(whole).max() < 2**15 else np.int32))
 
 
 def normalise(data: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -71,11 +71,15 @@ class BSpline:
     def displacement(
         self, theta: Float[Tensor, "b 3 nx ny nz"], grid: Grid
     ) -> Float[Tensor, "b 3 x y z"]:
+        return self._on(theta, grid.axes(theta.device, theta.dtype))
+
+    def _on(
+        self, theta: Float[Tensor, "b 3 nx ny nz"], axes: tuple[Tensor, Tensor, Tensor]
+    ) -> Float[Tensor, "b 3 x y z"]:
+        """u in mm at all points whose coordinates are of these axes."""
         u = theta
         # The basis is a product of three, so each axis is one small matrix product.
-        for axis, (points, offset) in enumerate(
-            zip(grid.axes(theta.device, theta.dtype), self.offset, strict=True), start=2
-        ):
+        for axis, (points, offset) in enumerate(zip(axes, self.offset, strict=True), start=2):
             n = theta.shape[axis]
             controls = torch.arange(n).to(theta) - (n - 1) / 2
             weights = cubic_bspline((points[:, None] - offset) / self.spacing - controls)
@@ -86,6 +90,8 @@ class BSpline:
     def map(
         self, theta: Float[Tensor, "b 3 nx ny nz"], points: Float[Tensor, "b 3 *n"], grid: Grid
     ) -> Float[Tensor, "b 3 *n"]:
+        if axes := _axes(points):  # ten times as fast again
+            return points + self._on(theta.to(points), axes)
         batch, shape = theta.shape[0], theta.shape[2:]
         flat = points.expand(batch, *points.shape[1:]).flatten(2)
         index = torch.stack(
@@ -110,6 +116,15 @@ class BSpline:
 
     def field(self, velocity: Tensor, grid: Grid) -> Float[Tensor, "b 3 x y z"]:
         return self.displacement(velocity, grid)
+
+
+def _axes(points: Float[Tensor, "b 3 *n"]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The coordinates along x, y and z of points that are a grid along the axes, else None."""
+    if points.ndim != 5 or len(points) != 1 or points.requires_grad:
+        return None
+    x, y, z = points[0, 0, :, 0, 0], points[0, 1, 0, :, 0], points[0, 2, 0, 0, :]
+    regular = torch.stack(torch.meshgrid(x, y, z, indexing="ij"))[None]
+    return (x, y, z) if torch.equal(points, regular) else None
 
 
 def _evaluate(theta: Tensor, index: Float[Tensor, "b 3 n"]) -> Float[Tensor, "b 3 n"]:
