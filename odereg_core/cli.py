@@ -22,6 +22,13 @@ app = typer.Typer(
 ProfileOption = Annotated[str, typer.Option(help="smoke, demo, paper, or a profile's YAML file.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 CohortOption = Annotated[Path, typer.Option(help="Prepared cohort (see data_prep.brats).")]
+TransformOption = Annotated[
+    str, typer.Option(help="The kind of map: rigid, bspline, dense, rigid+bspline, rigid+dense.")
+]
+WeightsOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="Weights other than the shipped ones; once for each stage."),
+]
 
 
 @app.command()
@@ -29,14 +36,8 @@ def register(
     moving: Annotated[Path, typer.Argument(help="The NIfTI volume to be warped.")],
     fixed: Annotated[Path, typer.Argument(help="The NIfTI volume it is brought to.")],
     out: Annotated[Path, typer.Option(help="Folder for the results; made if need be.")],
-    transform: Annotated[
-        str,
-        typer.Option(help="The kind of map: rigid, bspline, dense, rigid+bspline, rigid+dense."),
-    ] = "rigid",
-    weights: Annotated[
-        list[Path] | None,
-        typer.Option(help="Weights other than the shipped ones; once for each stage."),
-    ] = None,
+    transform: TransformOption = "rigid",
+    weights: WeightsOption = None,
     moving_mask: Annotated[
         Path | None, typer.Option(help="What of MOVING to register, e.g. the brain.")
     ] = None,
@@ -74,6 +75,34 @@ def register(
         parts.insert(0, f"translation {found['translation_mm']} mm")
         parts.insert(0, f"rotation {found['rotation_deg']} deg")
     print(", ".join(parts), f"{found['seconds']} s -> {out}", sep=", ")
+
+
+@app.command()
+def register_batch(
+    pairs: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV with the columns moving and fixed, and if wanted name, moving_mask, "
+            "fixed_mask and labels (several with ; between). Paths are relative to its folder."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for summary.csv and a folder for each pair.")],
+    transform: TransformOption = "rigid",
+    weights: WeightsOption = None,
+    jobs: Annotated[int, typer.Option(help="Pairs at a time, each a process.", min=1)] = 1,
+    device: DeviceOption = "auto",
+) -> None:
+    """Register many pairs; goes on where it stopped, and past pairs that cannot be registered.
+
+    Exit code 1 where some pair failed: summary.csv says which, and why.
+    """
+    from odereg_core.batch import read_pairs, run
+
+    table = run(read_pairs(pairs), out, transform, weights, device, jobs)
+    failed = int((table.status == "failed").sum())
+    print(f"{len(table) - failed} of {len(table)} pairs registered -> {out / 'summary.csv'}")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -61,7 +61,7 @@ LAYERS = [
     {"msodenet", "losses", "pairs", "similarity", "optimise"},
     {"weights", "baselines"},
     {"train", "register"},
-    {"experiments", "bench"},
+    {"experiments", "bench", "batch"},
     {"cli"},
 ]
 

@@ -181,7 +181,7 @@ def test_unwritable_output(tmp_path, scans, untrained):
 def test_help_reads_well():
     answer = CliRunner().invoke(cli.app, ["--help"])
     assert answer.exit_code == 0
-    for command in ("register", "train", "evaluate", "merge", "info"):
+    for command in ("register", "register-batch", "train", "evaluate", "merge", "info"):
         assert command in answer.output
         assert CliRunner().invoke(cli.app, [command, "--help"]).exit_code == 0
 

@@ -1,0 +1,167 @@
+"""Many registrations: a table of pairs to a folder a pair and a summary, resumable."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from odereg_core.errors import InputError
+from odereg_core.files import atomic, read_json
+from odereg_core.register import load_cascade, register
+from odereg_core.weights import shipped
+
+COLUMNS = ("moving", "fixed", "name", "moving_mask", "fixed_mask", "labels")
+Weights = Sequence[Path | str] | None
+
+
+@dataclass(frozen=True)
+class BatchPair:
+    """One line of the table: the files of one registration, and the name of its folder."""
+
+    name: str
+    moving: Path
+    fixed: Path
+    moving_mask: Path | None = None
+    fixed_mask: Path | None = None
+    labels: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        masks = [mask for mask in (self.moving_mask, self.fixed_mask) if mask]
+        return [self.moving, self.fixed, *masks, *self.labels]
+
+
+def read_pairs(path: Path) -> list[BatchPair]:
+    """The pairs of a CSV file; relative paths are relative to its folder.
+
+    Columns: moving, fixed, and if wanted name (by default the line's number), moving_mask,
+    fixed_mask, labels (several files with ; between). Raises InputError, naming file and line,
+    where it is no such table.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names, lines = list(reader.fieldnames or ()), list(reader)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a readable CSV file ({error})") from None
+    for column in ("moving", "fixed"):
+        if column not in names:
+            raise InputError(f"{path}: it lacks the column '{column}'")
+    if unknown := [name for name in names if name not in COLUMNS]:
+        raise InputError(f"{path}: unknown column '{unknown[0]}'; there are: {', '.join(COLUMNS)}")
+    if not lines:
+        raise InputError(f"{path}: it holds no pairs")
+    pairs: dict[str, BatchPair] = {}
+    for number, line in enumerate(lines, start=1):
+        row = {key: (line.get(key) or "").strip() for key in COLUMNS}
+        where = f"{path}: pair {number}"
+        if None in line or not row["moving"] or not row["fixed"]:
+            raise InputError(f"{where}: a moving and a fixed file are needed, and no more fields")
+        name = row["name"] or f"{number:04d}"
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise InputError(
+                f"{where}: '{name}' is no name for a folder (letters, digits, - and _)"
+            )
+        if name in pairs:
+            raise InputError(f"{where}: a second pair called '{name}'")
+        base = path.parent
+        pairs[name] = BatchPair(
+            name,
+            base / row["moving"],
+            base / row["fixed"],
+            base / row["moving_mask"] if row["moving_mask"] else None,
+            base / row["fixed_mask"] if row["fixed_mask"] else None,
+            tuple(base / one.strip() for one in row["labels"].split(";") if one.strip()),
+        )
+    return list(pairs.values())
+
+
+def digest(files: Sequence[Path], *settings: object) -> str:
+    """A hash of all that a registration depends on: its files, by name and bytes, and settings."""
+    total = hashlib.sha256(repr((settings, [path.name for path in files])).encode())
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return total.hexdigest()
+
+
+def one(pair: BatchPair, out: Path, transform: str, weights: Weights, device: str) -> dict:
+    """Register one pair into `out`/name, unless it lies there registered; its summary's row."""
+    row = {"name": pair.name, "moving": str(pair.moving), "fixed": str(pair.fixed)}
+    folder = out / pair.name
+    try:
+        models = [Path(file) for file in weights or map(shipped, transform.split("+"))]
+        masked = bool(pair.moving_mask), bool(pair.fixed_mask)
+        source = digest([*pair.files, *models], transform, masked)
+        try:
+            report = read_json(folder / "report.json")
+        except InputError:
+            report = {}
+        if report.get("source") != source:
+            (folder / "report.json").unlink(missing_ok=True)  # it is of other files
+            result = register(
+                pair.moving,
+                pair.fixed,
+                transform,
+                weights,
+                device,
+                moving_mask=pair.moving_mask,
+                fixed_mask=pair.fixed_mask,
+                labels=pair.labels,
+            )
+            report = result.report
+            report["source"] = source
+            result.save(folder)
+    except Exception as error:  # whatever is wrong with one pair, the others go on
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        return row | {"status": "failed", "reason": kind + (str(error).splitlines() or [""])[0]}
+    row |= {"status": "registered", "displacement_mm": report["displacement_mm"]["mean"]}
+    for key in ("rotation_deg", "translation_mm"):
+        if key in report:
+            row[key] = " ".join(f"{value:g}" for value in report[key])
+    return row | {"seconds": report["seconds"], "warnings": " ".join(report.get("warnings", []))}
+
+
+def run(
+    pairs: Sequence[BatchPair],
+    out: Path,
+    transform: str = "rigid",
+    weights: Weights = None,
+    device: str = "auto",
+    jobs: int = 1,
+) -> pd.DataFrame:
+    """Register all pairs, `jobs` at a time, each into `out`/name; the summary, a row a pair.
+
+    A pair that lies there registered from the same bytes by the same models is kept. One that
+    cannot be registered is told in its row. The summary is also in `out`/summary.csv. Raises
+    InputError where `out` cannot be written, or the models cannot be loaded.
+    """
+    load_cascade(transform, weights, "cpu")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
+    summary = out / "summary.csv"
+    calls = [delayed(one)(pair, out, transform, weights, device) for pair in pairs]
+    results = Parallel(n_jobs=min(jobs, len(pairs)), return_as="generator_unordered")(calls)
+    order = {pair.name: place for place, pair in enumerate(pairs)}
+    rows: list[dict] = []
+    for row in tqdm(results, total=len(pairs), desc="registering", unit="pair"):
+        rows.append(row)
+        table = pd.DataFrame(sorted(rows, key=lambda row: order[row["name"]]))
+        with atomic(summary) as temporary:
+            table.to_csv(temporary, index=False)
+    return table
