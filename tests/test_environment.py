@@ -59,7 +59,7 @@ LAYERS = [
     {"transforms", "ode"},
     {"networks", "motion", "metrics", "profiles"},
     {"msodenet", "losses", "pairs", "similarity", "optimise"},
-    {"weights", "baselines"},
+    {"weights", "baselines", "seen"},
     {"train", "register"},
     {"experiments", "bench", "batch"},
     {"cli"},

@@ -75,6 +75,8 @@ def evaluate(
         raise InputError(f"no method '{method}' for the task '{task}'; there are: {known}")
     register = METHODS[method].load(models, device)
     keys = keys or pair_keys(cohort.names(split), cohort.contrasts, task, count, seed)
+    if not keys:
+        raise InputError(f"{cohort.folder}: no subject is for '{split}'")
     rows, subject, warm = [], None, False
 
     def timed(pair: Pair) -> tuple[float, Outcome]:

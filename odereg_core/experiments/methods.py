@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from odereg_core.baselines.base import Outcome, Register
+from odereg_core.errors import InputError
 from odereg_core.grid import Grid
 from odereg_core.motion import MOTIONS
-from odereg_core.msodenet import Cascade
-from odereg_core.weights import load_model
+from odereg_core.register import load_cascade
 
 Load = Callable[[Path, str], Register]
 
@@ -53,9 +53,11 @@ def _ants(*, rigid: bool = False, syn: bool = False) -> Load:
 def _msodenet(*stages: str) -> Load:
     def load(models: Path, device: str) -> Register:
         files = [models / f"{name}.safetensors" for name in stages]
-        cascade = Cascade(*(load_model(file, device) for file in files))
+        cascade = load_cascade("+".join(stages), files, device)
 
         def register(moving: Tensor, fixed: Tensor, grid: Grid) -> Outcome:
+            if cascade.grid != grid:
+                raise InputError(f"{files[0]}: a model of another grid than the cohort's")
             result = cascade(moving, fixed)
             return Outcome(result.displacement(), nfe=result.nfe)
 

@@ -20,6 +20,7 @@ from odereg_core.train.augment import augment
 from odereg_core.train.loop import (
     Checkpoint,
     Log,
+    check,
     mixed_precision,
     origin,
     run,
@@ -344,8 +345,8 @@ def train(
 
     Goes on from `<name>.checkpoint.safetensors` where there is one. Returns the weights file.
     """
+    check(cohort, profile)
     section = profile.encoders[name]
-    out.mkdir(parents=True, exist_ok=True)
     trainer = GanTrainer(section, cohort, device)
     checkpoint = Checkpoint(
         out / f"{name}.checkpoint.safetensors", trainer.model, trainer.optimizer

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from odereg_core.cohort import Cohort
+from odereg_core.errors import InputError
 from odereg_core.files import atomic, load_tensors, save_tensors
 from odereg_core.profiles import EncoderSection, ModelSection, Profile
 
@@ -25,6 +26,17 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 def mixed_precision(device: str, precision: str) -> torch.autocast:
     """Autocast to bfloat16 where the profile says `bf16`, nothing otherwise."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, precision == "bf16")
+
+
+def check(cohort: Cohort, profile: Profile) -> None:
+    """Raises InputError where a profile's models cannot be trained on this cohort."""
+    if cohort.grid != profile.working_grid:
+        raise InputError(
+            f"{cohort.folder}: lies on another grid than the profile '{profile.name}' works on"
+        )
+    for split in ("train", "val"):
+        if not cohort.names(split):
+            raise InputError(f"{cohort.folder}: no subject is for '{split}', so nothing can train")
 
 
 def origin(

@@ -25,6 +25,7 @@ from odereg_core.train.draws import motion, state, stretch, stretched, uniform
 from odereg_core.train.loop import (
     Checkpoint,
     Log,
+    check,
     mixed_precision,
     origin,
     run,
@@ -259,7 +260,7 @@ def train(
     from `<transform>.checkpoint.safetensors` where there is one; on the CPU the result is then the
     same to the bit as an uninterrupted run's. Returns the weights file.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    check(cohort, profile)
     section = profile.models[transform]
     similarity = similarity_of(section, encoder or out / "encoder.safetensors", device)
     trainer = Trainer(transform, profile, cohort, device, similarity)

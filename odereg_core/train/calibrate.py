@@ -1,0 +1,72 @@
+"""What a model's training images and its own answers look like, measured for `odereg register`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from odereg_core.cohort import Cohort
+from odereg_core.errors import InputError
+from odereg_core.files import load_tensors, provenance, save_tensors
+from odereg_core.metrics import rmse_phi
+from odereg_core.msodenet import MSODENet
+from odereg_core.pairs import pair_keys, simulate
+from odereg_core.profiles import Augmentation
+from odereg_core.seen import KEY, Seen, of_image, of_result
+from odereg_core.train.augment import augment
+from odereg_core.train.loop import step_generator
+from odereg_core.weights import load_model
+
+SEED = 1_000_000
+"""Of the simulated motions, as in validation: no evaluation pair is drawn from it."""
+
+
+@torch.no_grad()
+def measure(
+    model: MSODENet,
+    cohort: Cohort,
+    task: str,
+    settings: Augmentation,
+    device: str = "cpu",
+    count: int = 96,
+) -> Seen:
+    """Register `count` simulated pairs of training subjects. The images, as they are and as
+    augmented for training, give the ranges; and so do the maps of registrations that arrived,
+    within two voxels of the truth."""
+    keys = pair_keys(cohort.names("train"), cohort.contrasts, task, count)
+    measured: list[dict[str, float]] = []
+    arrived = 0
+    for number, key in enumerate(keys):
+        pair = simulate(cohort, cohort.load(key.subject), key, seed=SEED)
+        rng = step_generator(SEED, number)
+        for image in (pair.moving, pair.fixed):
+            measured.append(of_image(image, cohort.grid))
+            measured.append(of_image(augment(image, settings, rng), cohort.grid))
+        result = model(pair.moving.to(device), pair.fixed.to(device))
+        found = model.displacement(result).cpu()
+        if float(rmse_phi(found, pair.displacement, pair.brain)) < 2 * max(cohort.grid.spacing):
+            arrived += 1
+            measured.append(of_result(result, model.transform, pair.fixed.to(device) > 0))
+    facts = {
+        "registrations": len(keys),
+        "arrived": arrived,
+        "seed": SEED,
+        "task": task,
+        "cohort": cohort.settings,
+    }
+    return Seen.gather(measured, {**facts, **provenance(device)})
+
+
+def calibrate(weights: Path, cohort: Cohort, task: str, device: str = "cpu") -> Seen:
+    """Measure a weights file's model and keep the result in the file; its tensors stay.
+
+    Raises InputError where the file holds no model for the cohort's grid.
+    """
+    model = load_model(weights, device)
+    if model.grids[-1] != cohort.grid:
+        raise InputError(f"{weights}: a model of another grid than the cohort {cohort.folder}")
+    seen = measure(model, cohort, task, Augmentation(), device)
+    tensors, metadata = load_tensors(weights)
+    save_tensors(weights, tensors, metadata | {KEY: seen.dumps()})
+    return seen
