@@ -15,8 +15,7 @@ from tqdm.auto import tqdm
 
 from odereg_core.errors import InputError
 from odereg_core.files import atomic, read_json
-from odereg_core.register import load_cascade, register
-from odereg_core.weights import shipped
+from odereg_core.register import load_cascade, register, weights_files
 
 COLUMNS = ("moving", "fixed", "name", "moving_mask", "fixed_mask", "labels")
 Weights = Sequence[Path | str] | None
@@ -98,14 +97,16 @@ def digest(files: Sequence[Path], *settings: object) -> str:
     return total.hexdigest()
 
 
-def one(pair: BatchPair, out: Path, transform: str, weights: Weights, device: str) -> dict:
+def one(
+    pair: BatchPair, out: Path, transform: str, weights: Weights, refine: int, device: str
+) -> dict:
     """Register one pair into `out`/name, unless it lies there registered; its summary's row."""
     row = {"name": pair.name, "moving": str(pair.moving), "fixed": str(pair.fixed)}
     folder = out / pair.name
     try:
-        models = [Path(file) for file in weights or map(shipped, transform.split("+"))]
+        models = weights_files(transform, weights)
         masked = bool(pair.moving_mask), bool(pair.fixed_mask)
-        source = digest([*pair.files, *models], transform, masked)
+        source = digest([*pair.files, *models], transform, refine, masked)
         try:
             report = read_json(folder / "report.json")
         except InputError:
@@ -121,6 +122,7 @@ def one(pair: BatchPair, out: Path, transform: str, weights: Weights, device: st
                 moving_mask=pair.moving_mask,
                 fixed_mask=pair.fixed_mask,
                 labels=pair.labels,
+                refine=refine,
             )
             report = result.report
             report["source"] = source
@@ -140,6 +142,7 @@ def run(
     out: Path,
     transform: str = "rigid",
     weights: Weights = None,
+    refine: int = 0,
     device: str = "auto",
     jobs: int = 1,
 ) -> pd.DataFrame:
@@ -155,7 +158,7 @@ def run(
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from None
     summary = out / "summary.csv"
-    calls = [delayed(one)(pair, out, transform, weights, device) for pair in pairs]
+    calls = [delayed(one)(pair, out, transform, weights, refine, device) for pair in pairs]
     results = Parallel(n_jobs=min(jobs, len(pairs)), return_as="generator_unordered")(calls)
     order = {pair.name: place for place, pair in enumerate(pairs)}
     rows: list[dict] = []

@@ -25,6 +25,10 @@ CohortOption = Annotated[Path, typer.Option(help="Prepared cohort (see data_prep
 TransformOption = Annotated[
     str, typer.Option(help="The kind of map: rigid, bspline, dense, rigid+bspline, rigid+dense.")
 ]
+RefineOption = Annotated[
+    int,
+    typer.Option(help="Steps of direct optimisation from the model's answer, as 10.", min=0),
+]
 WeightsOption = Annotated[
     list[Path] | None,
     typer.Option(help="Weights other than the shipped ones; once for each stage."),
@@ -48,6 +52,7 @@ def register(
         list[Path] | None,
         typer.Option(help="A label volume of MOVING to carry along; as often as there are files."),
     ] = None,
+    refine: RefineOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """Register any two 3-D NIfTI volumes of a head.
@@ -67,8 +72,11 @@ def register(
         moving_mask=moving_mask,
         fixed_mask=fixed_mask,
         labels=labels or (),
+        refine=refine,
     )
     result.save(out)
+    for warning in result.report["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     found = result.report
     parts = [f"displacement {found['displacement_mm']['mean']} mm on average"]
     if "rotation_deg" in found:
@@ -89,6 +97,7 @@ def register_batch(
     out: Annotated[Path, typer.Option(help="Folder for summary.csv and a folder for each pair.")],
     transform: TransformOption = "rigid",
     weights: WeightsOption = None,
+    refine: RefineOption = 0,
     jobs: Annotated[int, typer.Option(help="Pairs at a time, each a process.", min=1)] = 1,
     device: DeviceOption = "auto",
 ) -> None:
@@ -98,7 +107,7 @@ def register_batch(
     """
     from odereg_core.batch import read_pairs, run
 
-    table = run(read_pairs(pairs), out, transform, weights, device, jobs)
+    table = run(read_pairs(pairs), out, transform, weights, refine, device, jobs)
     failed = int((table.status == "failed").sum())
     print(f"{len(table) - failed} of {len(table)} pairs registered -> {out / 'summary.csv'}")
     if failed:
@@ -135,6 +144,25 @@ def train(
     command = f"odereg train {model} --profile {profile}"
     weights = run(model, settings, Cohort(cohort), out, choose_device(device), command)
     print(f"weights: {weights}")
+
+
+@app.command()
+def calibrate(
+    weights: Annotated[Path, typer.Argument(help="Weights of a registration model.")],
+    cohort: CohortOption,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure what a model has seen and keep it in its weights file, for register's warnings.
+
+    `odereg train` does so at its end.
+    """
+    from odereg_core.cohort import Cohort
+    from odereg_core.register import choose_device
+    from odereg_core.train.calibrate import calibrate as run
+
+    seen = run(weights, Cohort(cohort), choose_device(device))
+    for name, (low, high) in seen.ranges.items():
+        print(f"{name:16} {low:.4g} to {high:.4g}")
 
 
 @app.command()

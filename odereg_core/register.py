@@ -11,12 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from odereg_core.errors import InputError
 from odereg_core.files import atomic_files, provenance, write_json
 from odereg_core.metrics import folding
 from odereg_core.msodenet import Cascade, Cascaded
+from odereg_core.networks.disentangle import Disentangler
 from odereg_core.ode import SolverError
+from odereg_core.optimise import optimise
+from odereg_core.seen import cut_cm2, load_seen, of_image, of_result
+from odereg_core.similarity import ContentSimilarity
 from odereg_core.transforms import Rigid
 from odereg_core.transforms.io import write_affine_mat, write_displacement
 from odereg_core.volume import (
@@ -31,6 +36,10 @@ from odereg_core.volume import (
 from odereg_core.weights import load_model, shipped
 
 REGISTER_TRANSFORMS = ("rigid", "bspline", "dense", "rigid+bspline", "rigid+dense")
+REFINE_LR = {"rigid": 0.002, "bspline": 0.01, "dense": 0.01}
+"""Of `refine`, in units of theta's range."""
+LAMBDA_REG = {"rigid": 0.0, "bspline": 2.0, "dense": 10.0}
+"""The paper's (section 3.1)."""
 SLAB = 2**21
 """Voxels of the fixed scan mapped at a time: their coordinates take much more room than it."""
 
@@ -92,6 +101,7 @@ def register(
     moving_mask: Path | str | Volume | None = None,
     fixed_mask: Path | str | Volume | None = None,
     labels: Sequence[Path | str] = (),
+    refine: int = 0,
 ) -> Registered:
     """Register two 3-D scans.
 
@@ -102,13 +112,19 @@ def register(
 
     `moving_mask`, `fixed_mask`: what of each scan to register, of any grid in that scan's world
     (a brain mask, for heads with skulls); by default all that is not background. `labels`: files
-    in the moving scan's world to be carried along. Raises InputError for files that are no usable
-    scans, and where the solver does not end on them.
+    in the moving scan's world to be carried along. `refine`: so many steps of direct optimisation
+    on the content of the images (Eq. 4), from the model's answer. The report's warnings say where
+    scans or answer lie outside what the model has seen (see `odereg_core.seen`).
+
+    Raises InputError for files that are no usable scans, and where the solver does not end on
+    them.
     """
     if transform not in REGISTER_TRANSFORMS:
         raise InputError(f"no transform '{transform}'; there are: {', '.join(REGISTER_TRANSFORMS)}")
     device = choose_device(device)
-    model = load_cascade(transform, weights, device)
+    files = weights_files(transform, weights)
+    model = load_cascade(transform, files, device)
+    similarity = content(device) if refine else None
     moving = (moving if isinstance(moving, Volume) else Volume.load(moving)).checked()
     fixed = (fixed if isinstance(fixed, Volume) else Volume.load(fixed)).checked()
     masks = [
@@ -138,6 +154,10 @@ def register(
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
+    measures, warnings = _outside(model, files, result, images, (moving, fixed), masks)
+    refined = {}
+    if similarity:
+        refined = _refine(similarity, model, result, images, refine)
 
     displacement, warped, *warped_labels = _carry(result, fixed, centres, moving, carried.values())
     report = {
@@ -163,6 +183,9 @@ def register(
         },
         "seconds": round(seconds, 3),
         "function_evaluations": [s.nfe for stage in result.stages for s in stage.segments],
+        **refined,
+        "measures": measures,
+        "warnings": warnings,
         **provenance(device),
     }
     return Registered(
@@ -174,6 +197,76 @@ def register(
         result,
         report,
     )
+
+
+def content(device: str) -> ContentSimilarity:
+    """L_sim of Eq. 4 by the shipped encoder."""
+    model = load_model(shipped("encoder"), device, Disentangler)
+    return ContentSimilarity(model.content.requires_grad_(False), model.slices, model.downs)
+
+
+def _refine(
+    similarity: ContentSimilarity,
+    model: Cascade,
+    result: Cascaded,
+    images: Sequence[Tensor],
+    steps: int,
+) -> dict:
+    """Optimise the last stage's theta, in place; what the report says of it."""
+    stage, transform = result.stages[-1], result.transforms[-1]
+    outer = (result.transforms[0], result.stages[0].theta) if len(result.stages) > 1 else None
+    started = time.perf_counter()
+    stage.theta, losses = optimise(
+        similarity,
+        transform,
+        images[0],
+        images[1],
+        model.grid,
+        stage.theta,
+        steps=steps,
+        lr=REFINE_LR[transform.name],
+        lambda_reg=LAMBDA_REG[transform.name],
+        outer=outer,
+    )
+    return {
+        "refined": {
+            "steps": steps,
+            "loss_before": round(float(losses[0]), 5),
+            "loss_after": round(float(losses.min()), 5),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+    }
+
+
+def _outside(
+    model: Cascade,
+    files: Sequence[Path],
+    result: Cascaded,
+    images: Sequence[Tensor],
+    volumes: Sequence[Volume],
+    masks: Sequence[NDArray[np.bool_]],
+) -> tuple[dict, list[str]]:
+    """Measures of both scans and of each stage's answer, and a sentence for each outside what
+    the models have seen."""
+    seen = [load_seen(file) for file in files]
+    measures: dict[str, dict[str, float]] = {}
+    warnings: list[str] = []
+    if None in seen:
+        warnings.append("These weights do not say what their training saw.")
+    for name, image, volume, mask in zip(("moving", "fixed"), images, volumes, masks, strict=True):
+        found = measures[name] = of_image(image.cpu(), model.grid)
+        native = cut_cm2(torch.from_numpy(mask), volume.spacing)
+        found["cut_cm2"] = max(found["cut_cm2"], native)
+        if seen[0]:
+            warnings += seen[0].outside(found, f"The {name} scan")
+    for stage, transform, known in zip(result.stages, result.transforms, seen, strict=True):
+        outer = (result.transforms[0], result.stages[0].theta) if len(measures) > 2 else None
+        found = measures[transform.name] = of_result(stage, transform, images[1] > 0, outer)
+        if known:
+            warnings += known.outside(found, f"The {transform.name} map")
+    for found in measures.values():
+        found.update({name: round(value, 4) for name, value in found.items()})
+    return measures, warnings
 
 
 def _by_name(volumes: list[Volume]) -> dict[str, Volume]:
@@ -210,6 +303,18 @@ def _carry(
     return displacement, *(fixed.with_data(whole) for whole in warped)
 
 
+def weights_files(transform: str, weights: Sequence[Path | str] | Path | str | None) -> list[Path]:
+    """The weights of each stage of a transform such as `rigid+bspline`: those given, or shipped.
+
+    Raises InputError where their number is another, or none are shipped.
+    """
+    names = transform.split("+")
+    files = [weights] if isinstance(weights, str | Path) else list(weights or map(shipped, names))
+    if len(files) != len(names):
+        raise InputError(f"'{transform}' needs {len(names)} weights files, got {len(files)}")
+    return [Path(file) for file in files]
+
+
 def load_cascade(
     transform: str, weights: Sequence[Path | str] | Path | str | None, device: str
 ) -> Cascade:
@@ -217,12 +322,9 @@ def load_cascade(
 
     Raises InputError where their number or kind is another, or where they differ in grid.
     """
-    names = transform.split("+")
-    files = [weights] if isinstance(weights, str | Path) else list(weights or map(shipped, names))
-    if len(files) != len(names):
-        raise InputError(f"'{transform}' needs {len(names)} weights files, got {len(files)}")
-    models = [load_model(Path(file), device) for file in files]
-    for file, name, model in zip(files, names, models, strict=True):
+    files = weights_files(transform, weights)
+    models = [load_model(file, device) for file in files]
+    for file, name, model in zip(files, transform.split("+"), models, strict=True):
         if model.transform.name != name:
             raise InputError(f"{file}: a model of '{model.transform.name}', not of '{name}'")
     try:

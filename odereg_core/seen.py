@@ -10,12 +10,15 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from odereg_core.errors import InputError
+from odereg_core.files import load_metadata
 from odereg_core.grid import Grid
 from odereg_core.msodenet import Outer, Registration
 from odereg_core.transforms import Rigid, Transform, compose
@@ -126,7 +129,9 @@ class Seen:
             margin = MARGIN * (high - low)
             if value > high + margin or (value < low - margin and name not in LARGE_ONLY):
                 sentence = SENTENCES[name].format(value=value, low=low, high=high)
-                sentences.append(f"{what} {sentence}.")
+                skull = name == "litres" and value > high
+                hint = " Is the skull still on? A brain mask takes it off." if skull else ""
+                sentences.append(f"{what} {sentence}.{hint}")
         return sentences
 
     def dumps(self) -> str:
@@ -140,3 +145,15 @@ class Seen:
         content = json.loads(text)
         ranges = {k: (float(low), float(high)) for k, (low, high) in content["ranges"].items()}
         return cls(ranges, dict(content["facts"]))
+
+
+def load_seen(weights: Path) -> Seen | None:
+    """What the model of a weights file has seen; None where the file does not say.
+
+    Raises InputError where it says so in a way that cannot be read.
+    """
+    text = load_metadata(weights).get(KEY)
+    try:
+        return None if text is None else Seen.loads(text)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{weights}: what its training saw cannot be read") from None

@@ -16,6 +16,7 @@ from odereg_core.profiles import Augmentation
 from odereg_core.seen import KEY, Seen, of_image, of_result
 from odereg_core.train.augment import augment
 from odereg_core.train.loop import step_generator
+from odereg_core.transforms import Rigid
 from odereg_core.weights import load_model
 
 SEED = 1_000_000
@@ -26,7 +27,6 @@ SEED = 1_000_000
 def measure(
     model: MSODENet,
     cohort: Cohort,
-    task: str,
     settings: Augmentation,
     device: str = "cpu",
     count: int = 96,
@@ -34,6 +34,7 @@ def measure(
     """Register `count` simulated pairs of training subjects. The images, as they are and as
     augmented for training, give the ranges; and so do the maps of registrations that arrived,
     within two voxels of the truth."""
+    task = "rigid" if isinstance(model.transform, Rigid) else "deformable"
     keys = pair_keys(cohort.names("train"), cohort.contrasts, task, count)
     measured: list[dict[str, float]] = []
     arrived = 0
@@ -58,7 +59,7 @@ def measure(
     return Seen.gather(measured, {**facts, **provenance(device)})
 
 
-def calibrate(weights: Path, cohort: Cohort, task: str, device: str = "cpu") -> Seen:
+def calibrate(weights: Path, cohort: Cohort, device: str = "cpu") -> Seen:
     """Measure a weights file's model and keep the result in the file; its tensors stay.
 
     Raises InputError where the file holds no model for the cohort's grid.
@@ -66,7 +67,7 @@ def calibrate(weights: Path, cohort: Cohort, task: str, device: str = "cpu") -> 
     model = load_model(weights, device)
     if model.grids[-1] != cohort.grid:
         raise InputError(f"{weights}: a model of another grid than the cohort {cohort.folder}")
-    seen = measure(model, cohort, task, Augmentation(), device)
+    seen = measure(model, cohort, Augmentation(), device)
     tensors, metadata = load_tensors(weights)
     save_tensors(weights, tensors, metadata | {KEY: seen.dumps()})
     return seen
