@@ -46,6 +46,7 @@ rule book:
 rule results:
     input:
         f"{RUN}/results/pairs.csv",
+        f"{RUN}/results/table1.csv",
 
 
 if not BRATS and settings.cohort:
@@ -140,6 +141,17 @@ rule merged:
         f"{RUN}/results/pairs.csv",
     shell:
         "odereg merge {RUN}/results --out {output}"
+
+
+rule table:
+    input:
+        f"{RUN}/results/pairs.csv",
+        sources("experiments/tables.py", "experiments/statistics.py", "experiments/paper.yaml"),
+    output:
+        multiext(f"{RUN}/results/table1", ".csv", ".tex", ".html"),
+        f"{RUN}/results/error.png",
+    shell:
+        "odereg table {input[0]} --profile {PROFILE} --out {RUN}/results"
 
 
 rule notebook:

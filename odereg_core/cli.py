@@ -140,6 +140,28 @@ def merge(
 
 
 @app.command()
+def table(
+    results: Annotated[Path, typer.Argument(help="The merged table of results (pairs.csv).")],
+    out: Annotated[Path, typer.Option(help="Folder for table1.csv, .tex, .html and error.png.")],
+    profile: ProfileOption = "demo",
+) -> None:
+    """Table 1 of a run, beside the paper's: numbers, LaTeX, HTML, and error against motion."""
+    from odereg_core.experiments.evaluate import read_results
+    from odereg_core.experiments.figures.results import error_figure
+    from odereg_core.experiments.methods import METHODS
+    from odereg_core.experiments.tables import write_table1
+    from odereg_core.files import atomic
+    from odereg_core.profiles import load_profile
+
+    rows = read_results(results)
+    write_table1(rows, load_profile(profile).grid.spacing, out)
+    with atomic(out / "error.png") as temporary:
+        names = {key: method.name for key, method in METHODS.items()}
+        error_figure(rows, names).savefig(temporary, metadata={"Software": ""})
+    print(f"table1.csv, table1.tex, table1.html, error.png -> {out}")
+
+
+@app.command()
 def info(
     weights: Annotated[Path | None, typer.Argument(help="A weights file to describe.")] = None,
 ) -> None:
