@@ -66,6 +66,9 @@ def train(
     cohort: CohortOption,
     out: Annotated[Path, typer.Option(help="Folder for weights, log and checkpoint.")],
     profile: ProfileOption = "demo",
+    encoder: Annotated[
+        Path | None, typer.Option(help="Weights of the content encoder, if not those in OUT.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Train a model; goes on from OUT's checkpoint where there is one."""
@@ -75,17 +78,17 @@ def train(
     from odereg_core.train import gan, registration
 
     settings = load_profile(profile)
-    if model in settings.encoders:
-        run = gan.train
-    elif model in settings.models:
-        run = registration.train
-    else:
+    if model not in settings.encoders and model not in settings.models:
         known = ", ".join([*settings.models, *settings.encoders])
         raise InputError(
             f"the profile '{settings.name}' describes no model '{model}'; it has: {known}"
         )
     command = f"odereg train {model} --profile {profile}"
-    weights = run(model, settings, Cohort(cohort), out, choose_device(device), command)
+    common = (model, settings, Cohort(cohort), out, choose_device(device), command)
+    if model in settings.encoders:
+        weights = gan.train(*common)
+    else:
+        weights = registration.train(*common, encoder)
     print(f"weights: {weights}")
 
 
@@ -130,13 +133,13 @@ def merge(
     results: Annotated[Path, typer.Argument(help="Folder holding <task>/<method>.csv.")],
     out: Annotated[Path, typer.Option(help="The table to write.")],
 ) -> None:
-    """Put all results tables below a folder into one."""
+    """Put all results tables below a folder into one, and their provenance beside it."""
     from odereg_core.experiments.evaluate import merge as run
-    from odereg_core.files import atomic
+    from odereg_core.experiments.evaluate import merged_facts, write_table
+    from odereg_core.files import write_json
 
-    table = run(results)
-    with atomic(out) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    write_table(run(results), out)
+    write_json(out.with_suffix(".json"), merged_facts(results))
 
 
 @app.command()
@@ -162,6 +165,34 @@ def table(
 
 
 @app.command()
+def ablation(
+    name: Annotated[str, typer.Argument(help="Figure and variant, as 4a/mi; see odereg info.")],
+    out: Annotated[Path, typer.Option(help="The profile to write.")],
+    profile: ProfileOption = "demo",
+) -> None:
+    """Write the profile of one model of Fig. 4a or 4b, for odereg train and odereg evaluate."""
+    from odereg_core.experiments.ablation import find, write_profile
+
+    write_profile(find(*(f"{name}/".split("/")[:2])), profile, out)
+
+
+@app.command()
+def collect(
+    figure: Annotated[str, typer.Argument(help="4a or 4b.")],
+    folder: Annotated[Path, typer.Argument(help="Holds a folder a variant, trained, evaluated.")],
+    out: Annotated[Path, typer.Option(help="The table to write; its provenance goes beside it.")],
+) -> None:
+    """Put the results of all variants of Fig. 4a or 4b into one table."""
+    from odereg_core.experiments.ablation import collect as run
+    from odereg_core.experiments.evaluate import write_table
+    from odereg_core.files import write_json
+
+    table, facts = run(folder, figure)
+    write_table(table, out)
+    write_json(out.with_suffix(".json"), facts)
+
+
+@app.command()
 def info(
     weights: Annotated[Path | None, typer.Argument(help="A weights file to describe.")] = None,
 ) -> None:
@@ -170,6 +201,7 @@ def info(
 
     import torch
 
+    from odereg_core.experiments.ablation import variants
     from odereg_core.experiments.methods import METHODS
     from odereg_core.files import provenance
     from odereg_core.profiles import BUILT_IN
@@ -188,6 +220,7 @@ def info(
     print(f"weights:    {', '.join(sorted(p.stem for p in HERE.glob('*.safetensors'))) or 'none'}")
     for key, method in METHODS.items():
         print(f"method:     {key:12} {method.name} ({', '.join(method.tasks)})")
+    print(f"ablations:  {', '.join(f'{v.figure}/{v.name}' for v in variants())}")
 
 
 def main() -> None:
