@@ -14,6 +14,7 @@ from odereg_core.profiles import load_profile
 
 PROFILE = config.get("profile", "demo")
 BRATS = config.get("brats")
+UNSEEN = config.get("unseen")  # a folder in IXI's layout, in place of the synthetic heads
 PAIRS = config.get("pairs")  # 0: all; otherwise the profile's sample
 settings = load_profile(PROFILE)
 RUN = f"runs/{settings.name}"
@@ -254,6 +255,77 @@ rule ablation_collected:
         f"{FIG4}/{{figure}}.json",
     shell:
         "odereg collect {wildcards.figure} {FIG4}/{wildcards.figure} --out {output[0]}"
+
+
+# Fig. 4c: another cohort, of heads with skulls (or the user's own in IXI's layout), and the run's
+# own models and baselines on its hybrid pairs.
+HYBRID = [name for name, m in METHODS.items() if "hybrid" in m.tasks]
+
+if not UNSEEN:
+
+    rule unseen_cohort:
+        input:
+            "data_prep/heads.py",
+            "data_prep/phantom.py",
+        output:
+            f"{FIG4}/heads/heads.json",
+        threads: 8
+        params:
+            subjects=min(25, max(2, (settings.cohort.subjects if settings.cohort else 90) // 3)),
+            spacing=settings.grid.spacing,
+        shell:
+            "python -m data_prep.heads {FIG4}/heads --subjects {params.subjects} "
+            "--spacing {params.spacing} --jobs {threads}"
+
+
+rule unseen_prepared:
+    input:
+        UNSEEN or f"{FIG4}/heads/heads.json",
+        "data_prep/unseen.py",
+        "data_prep/strip.py",
+        CORE,
+    output:
+        f"{FIG4}/unseen/cohort.json",
+    params:
+        folder=UNSEEN or f"{FIG4}/heads",
+        together="" if UNSEEN else "--together",
+    threads: 8
+    resources:
+        mem_mb=32000,
+        runtime=480,
+    shell:
+        "python -m data_prep.unseen {params.folder:q} {FIG4}/unseen --profile {PROFILE} "
+        "{params.together} --jobs {threads}"
+
+
+rule unseen_evaluated:
+    input:
+        f"{FIG4}/unseen/cohort.json",
+        lambda w: [f"{RUN}/models/{m}.safetensors" for m in METHODS[w.method].models],
+        CORE,
+        MODEL,
+        sources("baselines/*.py", "experiments/evaluate.py", "experiments/methods.py"),
+    output:
+        f"{FIG4}/4c/hybrid/{{method}}.csv",
+        f"{FIG4}/4c/hybrid/{{method}}.json",
+    params:
+        pairs="" if PAIRS is None else f"--pairs {PAIRS}",
+    resources:
+        mem_mb=16000,
+        runtime=1440,
+    shell:
+        "odereg evaluate --profile {PROFILE} --cohort {FIG4}/unseen --models {RUN}/models "
+        "--task hybrid --methods {wildcards.method} {params.pairs} --out {FIG4}/4c/hybrid"
+
+
+rule unseen_merged:
+    input:
+        expand(f"{FIG4}/4c/hybrid/{{method}}.csv", method=HYBRID),
+    output:
+        f"{FIG4}/4c.csv",
+        f"{FIG4}/4c.json",
+    shell:
+        "odereg merge {FIG4}/4c --out {output[0]}"
 
 
 rule notebook:
