@@ -5,6 +5,7 @@ PROFILE ?= demo
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON ?= python3
 BRATS ?=
+UNSEEN ?=
 PROFILES := smoke demo paper
 
 ifeq ($(filter $(PROFILE),$(PROFILES)),)
@@ -21,7 +22,7 @@ READY := .venv/.ready
 BIN := .venv/bin/
 endif
 
-.PHONY: help book results test lint bench clean
+.PHONY: help book results ablations keep test lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,7 +37,7 @@ help:
 	touch $@
 
 SNAKEMAKE = PATH="$(abspath .venv/bin):$$PATH" $(BIN)snakemake $@ --cores $(JOBS) --quiet rules \
-	--rerun-incomplete --config profile=$(PROFILE) $(if $(BRATS),brats="$(BRATS)")
+	--rerun-incomplete --config profile=$(PROFILE) $(if $(BRATS),brats="$(BRATS)") $(if $(UNSEEN),unseen="$(UNSEEN)")
 
 book: $(READY)
 	$(SNAKEMAKE)
@@ -44,6 +45,9 @@ book: $(READY)
 
 results: $(READY)
 	$(SNAKEMAKE) pairs=0
+
+ablations: $(READY)
+	$(SNAKEMAKE)
 
 test: $(READY)
 	$(BIN)python -m pytest -n 2 $(TESTS)

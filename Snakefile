@@ -8,11 +8,13 @@ Everything of a profile lies in runs/<profile>.
 
 from pathlib import Path
 
+from odereg_core.experiments import ablation
 from odereg_core.experiments.methods import METHODS
 from odereg_core.profiles import load_profile
 
 PROFILE = config.get("profile", "demo")
 BRATS = config.get("brats")
+UNSEEN = config.get("unseen")  # a folder in IXI's layout, in place of the synthetic heads
 PAIRS = config.get("pairs")  # 0: all; otherwise the profile's sample
 settings = load_profile(PROFILE)
 RUN = f"runs/{settings.name}"
@@ -46,6 +48,7 @@ rule book:
 rule results:
     input:
         f"{RUN}/results/pairs.csv",
+        f"{RUN}/results/table1.csv",
 
 
 if not BRATS and settings.cohort:
@@ -138,8 +141,191 @@ rule merged:
         RESULTS,
     output:
         f"{RUN}/results/pairs.csv",
+        f"{RUN}/results/pairs.json",
     shell:
-        "odereg merge {RUN}/results --out {output}"
+        "odereg merge {RUN}/results --out {output[0]}"
+
+
+rule table:
+    input:
+        f"{RUN}/results/pairs.csv",
+        sources("experiments/tables.py", "experiments/statistics.py", "experiments/paper.yaml"),
+    output:
+        multiext(f"{RUN}/results/table1", ".csv", ".tex", ".html"),
+        f"{RUN}/results/error.png",
+    shell:
+        "odereg table {input[0]} --profile {PROFILE} --out {RUN}/results"
+
+
+# Fig. 4: every model of 4a and 4b is an ordinary profile, trained and evaluated as any other.
+FIG4 = f"{RUN}/fig4"
+
+
+rule ablations:
+    input:
+        [f"{FIG4}/{figure}.csv" for figure in ("4a", "4b", "4c")],
+
+
+rule ablation_profile:
+    input:
+        sources("experiments/ablations.yaml", "profiles/*.yaml"),
+    output:
+        f"{FIG4}/{{figure}}/{{variant}}/profile.yaml",
+    shell:
+        "odereg ablation {wildcards.figure}/{wildcards.variant} --profile {PROFILE} --out {output}"
+
+
+rule ablation_prepared:
+    input:
+        COHORT if BRATS else f"{COHORT}/phantom.json",
+        "data_prep/brats.py",
+        CORE,
+        profile=f"{FIG4}/4a/full/profile.yaml",
+    output:
+        f"{FIG4}/prepared/cohort.json",
+    threads: 8
+    resources:
+        mem_mb=16000,
+        runtime=240,
+    shell:
+        "rm -rf {FIG4}/prepared && python -m data_prep.brats {COHORT:q} {FIG4}/prepared "
+        "--profile {input.profile} --jobs {threads}"
+
+
+rule ablation_trained:
+    input:
+        lambda w: [] if w.model == "encoder" else encoder_of(w),
+        f"{FIG4}/prepared/cohort.json",
+        CORE,
+        MODEL,
+        TRAIN,
+        profile=f"{FIG4}/{{figure}}/{{variant}}/profile.yaml",
+    output:
+        f"{FIG4}/{{figure}}/{{variant}}/models/{{model}}.safetensors",
+        f"{FIG4}/{{figure}}/{{variant}}/models/{{model}}.json",
+    params:
+        encoder=lambda w: "" if w.model == "encoder" else f"--encoder {encoder_of(w)}",
+    resources:
+        gpu=1,
+        mem_mb=64000,
+        runtime=2880,
+    shell:
+        # A checkpoint older than the profile is another training's.
+        "mkdir -p {FIG4}/{wildcards.figure}/{wildcards.variant}/models && "
+        "find {FIG4}/{wildcards.figure}/{wildcards.variant}/models "
+        "-name '{wildcards.model}.checkpoint.*' ! -newer {input.profile} -delete && "
+        "odereg train {wildcards.model} --profile {input.profile} --cohort {FIG4}/prepared "
+        "--out {FIG4}/{wildcards.figure}/{wildcards.variant}/models {params.encoder}"
+
+
+def encoder_of(wildcards):
+    figure, variant = ablation.find(wildcards.figure, wildcards.variant).encoder
+    return f"{FIG4}/{figure}/{variant}/models/encoder.safetensors"
+
+
+def trained_for(figure, variant):
+    found = ablation.find(figure, variant)
+    return [f"{FIG4}/{figure}/{variant}/models/{m}.safetensors" for m in found.models]
+
+
+rule ablation_evaluated:
+    input:
+        lambda w: trained_for(w.figure, w.variant),
+        sources("experiments/evaluate.py", "experiments/methods.py"),
+        profile=f"{FIG4}/{{figure}}/{{variant}}/profile.yaml",
+    output:
+        directory(f"{FIG4}/{{figure}}/{{variant}}/results"),
+    params:
+        variant=lambda w: ablation.find(w.figure, w.variant),
+        pairs="" if PAIRS is None else f"--pairs {PAIRS}",
+    resources:
+        mem_mb=16000,
+        runtime=1440,
+    shell:
+        "odereg evaluate --profile {input.profile} --cohort {FIG4}/prepared "
+        "--models {FIG4}/{wildcards.figure}/{wildcards.variant}/models {params.pairs} "
+        "--task {params.variant.task} --methods {params.variant.method} --out {output}"
+
+
+rule ablation_collected:
+    input:
+        lambda w: [f"{FIG4}/{w.figure}/{v.name}/results" for v in ablation.variants(w.figure)],
+    output:
+        f"{FIG4}/{{figure,4[ab]}}.csv",
+        f"{FIG4}/{{figure}}.json",
+    shell:
+        "odereg collect {wildcards.figure} {FIG4}/{wildcards.figure} --out {output[0]}"
+
+
+# Fig. 4c: another cohort, of heads with skulls (or the user's own in IXI's layout), and the run's
+# own models and baselines on its hybrid pairs.
+HYBRID = [name for name, m in METHODS.items() if "hybrid" in m.tasks]
+
+if not UNSEEN:
+
+    rule unseen_cohort:
+        input:
+            "data_prep/heads.py",
+            "data_prep/phantom.py",
+        output:
+            f"{FIG4}/heads/heads.json",
+        threads: 8
+        params:
+            subjects=min(25, max(2, (settings.cohort.subjects if settings.cohort else 90) // 3)),
+            spacing=settings.grid.spacing,
+        shell:
+            "python -m data_prep.heads {FIG4}/heads --subjects {params.subjects} "
+            "--spacing {params.spacing} --jobs {threads}"
+
+
+rule unseen_prepared:
+    input:
+        UNSEEN or f"{FIG4}/heads/heads.json",
+        "data_prep/unseen.py",
+        "data_prep/strip.py",
+        CORE,
+    output:
+        f"{FIG4}/unseen/cohort.json",
+    params:
+        folder=UNSEEN or f"{FIG4}/heads",
+        together="" if UNSEEN else "--together",
+    threads: 8
+    resources:
+        mem_mb=32000,
+        runtime=480,
+    shell:
+        "python -m data_prep.unseen {params.folder:q} {FIG4}/unseen --profile {PROFILE} "
+        "{params.together} --jobs {threads}"
+
+
+rule unseen_evaluated:
+    input:
+        f"{FIG4}/unseen/cohort.json",
+        lambda w: [f"{RUN}/models/{m}.safetensors" for m in METHODS[w.method].models],
+        CORE,
+        MODEL,
+        sources("baselines/*.py", "experiments/evaluate.py", "experiments/methods.py"),
+    output:
+        f"{FIG4}/4c/hybrid/{{method}}.csv",
+        f"{FIG4}/4c/hybrid/{{method}}.json",
+    params:
+        pairs="" if PAIRS is None else f"--pairs {PAIRS}",
+    resources:
+        mem_mb=16000,
+        runtime=1440,
+    shell:
+        "odereg evaluate --profile {PROFILE} --cohort {FIG4}/unseen --models {RUN}/models "
+        "--task hybrid --methods {wildcards.method} {params.pairs} --out {FIG4}/4c/hybrid"
+
+
+rule unseen_merged:
+    input:
+        expand(f"{FIG4}/4c/hybrid/{{method}}.csv", method=HYBRID),
+    output:
+        f"{FIG4}/4c.csv",
+        f"{FIG4}/4c.json",
+    shell:
+        "odereg merge {FIG4}/4c --out {output[0]}"
 
 
 rule notebook:

@@ -251,7 +251,8 @@ class Anatomy:
     vessels: Array
 
 
-def _sample(maps: Array, points: Array, middle: Array) -> Array:
+def sample(maps: Array, points: Array, middle: Array) -> Array:
+    """The atlas's maps at points in mm about its centre, (3, X, Y, Z)."""
     index = points + middle.reshape(3, 1, 1, 1)
     return np.stack([map_coordinates(m, index, order=1, mode="constant") for m in maps])
 
@@ -268,8 +269,8 @@ def draw_tumour(rng: Rng, wm: Array, brain: Array, points: Array) -> Tumour:
     return Tumour(centre, core, halo, float(rng.uniform(0.3, 0.75)), float(rng.uniform(0.1, 0.4)))
 
 
-def anatomy(rng: Rng, lattice: Lattice) -> Anatomy:
-    """Warp the atlas, grow the tumour, and say what every voxel is made of."""
+def anatomy(rng: Rng, lattice: Lattice, diseased: bool = True) -> Anatomy:
+    """Warp the atlas, grow the tumour if `diseased`, and say what every voxel is made of."""
     maps, middle = template(lattice.spacing)
     points = lattice.points()
     size = np.exp(rng.normal(0, 0.04, 3) + rng.normal(-0.03, 0.03))
@@ -286,27 +287,22 @@ def anatomy(rng: Rng, lattice: Lattice) -> Anatomy:
     def to_atlas(p: Array) -> Array:
         return np.tensordot(linear, p - shift.reshape(3, 1, 1, 1).astype(np.float32), 1)
 
-    wm, brain = _sample(maps[[1, 3]], to_atlas(points) + u, middle)
-    tumour = draw_tumour(rng, wm, brain, points)
-    noise = lattice.field(rng, 14.0) * 0.16 + lattice.field(rng, 30.0) * 0.20
-    offset = points - tumour.centre.reshape(3, 1, 1, 1)
-    radius = np.sqrt((offset**2).sum(0))
-    # Tissue around the core comes from nearer its centre: pushed outwards, monotone for push < 1.
-    pull = tumour.push * np.exp(-((radius / (1.6 * tumour.core)) ** 2))
-    gm, wm, csf, brain, detail = _sample(maps, to_atlas(points - pull * offset) + u, middle)
-
-    edge = 0.45 * lattice.spacing + 0.8
-    depth = radius * np.exp(noise)
+    pushed = points
+    if diseased:
+        wm, brain = sample(maps[[1, 3]], to_atlas(points) + u, middle)
+        tumour = draw_tumour(rng, wm, brain, points)
+        noise = lattice.field(rng, 14.0) * 0.16 + lattice.field(rng, 30.0) * 0.20
+        offset = points - tumour.centre.reshape(3, 1, 1, 1)
+        radius = np.sqrt((offset**2).sum(0))
+        # Tissue around the core comes from nearer its centre: pushed outwards, monotone for
+        # push < 1.
+        pull = tumour.push * np.exp(-((radius / (1.6 * tumour.core)) ** 2))
+        pushed = points - pull * offset
+    gm, wm, csf, brain, detail = sample(maps, to_atlas(pushed) + u, middle)
     tissue = np.clip(gm + wm, 0, 1)
-    core = _soft(tumour.core - depth, edge) * np.minimum(1, 1.5 * tissue)
-    rim = (
-        tumour.core * (1 - tumour.necrosis) * (0.35 + 0.25 * np.exp(lattice.field(rng, 18.0) * 0.5))
-    )
-    necrosis = core * _soft(tumour.core - rim - depth, edge)
-    spread = tumour.halo * (0.45 + 0.75 * gaussian_filter(wm, 3 / lattice.spacing))
-    halo = _soft(spread - radius * np.exp(1.2 * noise), 1.6 * edge) * np.clip(wm + 0.25 * gm, 0, 1)
-    parts, _ = label((halo > 0.2) | (core > 0.2))  # oedema does not jump to the other hemisphere
-    halo *= parts == parts[np.unravel_index(radius.argmin(), radius.shape)]
+    core = halo = necrosis = np.zeros(lattice.shape, np.float32)
+    if diseased:
+        core, halo, necrosis = _grow(rng, lattice, tumour, radius, noise, gm, wm)
 
     # The atlas is an average: sharpen its tissue maps as a single brain's are, keeping their sum,
     # and give back the CSF that averaging filled its sulci with, more of it in an older brain.
@@ -336,6 +332,24 @@ def anatomy(rng: Rng, lattice: Lattice) -> Anatomy:
     seg[~mask] = 0
     surface = np.clip(csf - 0.35, 0, 1) * near_surface * (lattice.field(rng, 7.0) > 1.0)
     return Anatomy(fractions.astype(np.float32), mask, seg, surface.astype(np.float32))
+
+
+def _grow(
+    rng: Rng, lattice: Lattice, tumour: Tumour, radius: Array, noise: Array, gm: Array, wm: Array
+) -> tuple[Array, Array, Array]:
+    """Fractions of the tumour's core, of oedema around it, and of necrosis within the core."""
+    edge = 0.45 * lattice.spacing + 0.8
+    depth = radius * np.exp(noise)
+    core = _soft(tumour.core - depth, edge) * np.minimum(1, 1.5 * np.clip(gm + wm, 0, 1))
+    rim = (
+        tumour.core * (1 - tumour.necrosis) * (0.35 + 0.25 * np.exp(lattice.field(rng, 18.0) * 0.5))
+    )
+    necrosis = core * _soft(tumour.core - rim - depth, edge)
+    spread = tumour.halo * (0.45 + 0.75 * gaussian_filter(wm, 3 / lattice.spacing))
+    halo = _soft(spread - radius * np.exp(1.2 * noise), 1.6 * edge) * np.clip(wm + 0.25 * gm, 0, 1)
+    parts, _ = label((halo > 0.2) | (core > 0.2))  # oedema does not jump to the other hemisphere
+    halo *= parts == parts[np.unravel_index(radius.argmin(), radius.shape)]
+    return core, halo, necrosis
 
 
 def _shallow(brain: Array, lattice: Lattice) -> NDArray[np.bool_]:

@@ -123,6 +123,9 @@ def train(
     cohort: CohortOption,
     out: Annotated[Path, typer.Option(help="Folder for weights, log and checkpoint.")],
     profile: ProfileOption = "demo",
+    encoder: Annotated[
+        Path | None, typer.Option(help="Weights of the content encoder, if not those in OUT.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Train a model; goes on from OUT's checkpoint where there is one."""
@@ -132,17 +135,17 @@ def train(
     from odereg_core.train import gan, registration
 
     settings = load_profile(profile)
-    if model in settings.encoders:
-        run = gan.train
-    elif model in settings.models:
-        run = registration.train
-    else:
+    if model not in settings.encoders and model not in settings.models:
         known = ", ".join([*settings.models, *settings.encoders])
         raise InputError(
             f"the profile '{settings.name}' describes no model '{model}'; it has: {known}"
         )
     command = f"odereg train {model} --profile {profile}"
-    weights = run(model, settings, Cohort(cohort), out, choose_device(device), command)
+    common = (model, settings, Cohort(cohort), out, choose_device(device), command)
+    if model in settings.encoders:
+        weights = gan.train(*common)
+    else:
+        weights = registration.train(*common, encoder)
     print(f"weights: {weights}")
 
 
@@ -206,13 +209,63 @@ def merge(
     results: Annotated[Path, typer.Argument(help="Folder holding <task>/<method>.csv.")],
     out: Annotated[Path, typer.Option(help="The table to write.")],
 ) -> None:
-    """Put all results tables below a folder into one."""
+    """Put all results tables below a folder into one, and their provenance beside it."""
     from odereg_core.experiments.evaluate import merge as run
-    from odereg_core.files import atomic
+    from odereg_core.experiments.evaluate import merged_facts, write_table
+    from odereg_core.files import write_json
 
-    table = run(results)
-    with atomic(out) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    write_table(run(results), out)
+    write_json(out.with_suffix(".json"), merged_facts(results))
+
+
+@app.command()
+def table(
+    results: Annotated[Path, typer.Argument(help="The merged table of results (pairs.csv).")],
+    out: Annotated[Path, typer.Option(help="Folder for table1.csv, .tex, .html and error.png.")],
+    profile: ProfileOption = "demo",
+) -> None:
+    """Table 1 of a run, beside the paper's: numbers, LaTeX, HTML, and error against motion."""
+    from odereg_core.experiments.evaluate import read_results
+    from odereg_core.experiments.figures.results import error_figure
+    from odereg_core.experiments.methods import METHODS
+    from odereg_core.experiments.tables import write_table1
+    from odereg_core.files import atomic
+    from odereg_core.profiles import load_profile
+
+    rows = read_results(results)
+    write_table1(rows, load_profile(profile).grid.spacing, out)
+    with atomic(out / "error.png") as temporary:
+        names = {key: method.name for key, method in METHODS.items()}
+        error_figure(rows, names).savefig(temporary, metadata={"Software": ""})
+    print(f"table1.csv, table1.tex, table1.html, error.png -> {out}")
+
+
+@app.command()
+def ablation(
+    name: Annotated[str, typer.Argument(help="Figure and variant, as 4a/mi; see odereg info.")],
+    out: Annotated[Path, typer.Option(help="The profile to write.")],
+    profile: ProfileOption = "demo",
+) -> None:
+    """Write the profile of one model of Fig. 4a or 4b, for odereg train and odereg evaluate."""
+    from odereg_core.experiments.ablation import find, write_profile
+
+    write_profile(find(*(f"{name}/".split("/")[:2])), profile, out)
+
+
+@app.command()
+def collect(
+    figure: Annotated[str, typer.Argument(help="4a or 4b.")],
+    folder: Annotated[Path, typer.Argument(help="Holds a folder a variant, trained, evaluated.")],
+    out: Annotated[Path, typer.Option(help="The table to write; its provenance goes beside it.")],
+) -> None:
+    """Put the results of all variants of Fig. 4a or 4b into one table."""
+    from odereg_core.experiments.ablation import collect as run
+    from odereg_core.experiments.evaluate import write_table
+    from odereg_core.files import write_json
+
+    table, facts = run(folder, figure)
+    write_table(table, out)
+    write_json(out.with_suffix(".json"), facts)
 
 
 @app.command()
@@ -224,6 +277,7 @@ def info(
 
     import torch
 
+    from odereg_core.experiments.ablation import variants
     from odereg_core.experiments.methods import METHODS
     from odereg_core.files import provenance
     from odereg_core.profiles import BUILT_IN
@@ -242,6 +296,7 @@ def info(
     print(f"weights:    {', '.join(sorted(p.stem for p in HERE.glob('*.safetensors'))) or 'none'}")
     for key, method in METHODS.items():
         print(f"method:     {key:12} {method.name} ({', '.join(method.tasks)})")
+    print(f"ablations:  {', '.join(f'{v.figure}/{v.name}' for v in variants())}")
 
 
 def main() -> None:

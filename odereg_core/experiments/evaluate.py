@@ -14,7 +14,7 @@ from odereg_core.baselines.base import Outcome
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.experiments.methods import METHODS
-from odereg_core.files import atomic, provenance, write_json
+from odereg_core.files import atomic, provenance, read_json, write_json
 from odereg_core.pairs import Pair, PairKey, pair_keys, simulate
 from odereg_core.warp import warp
 
@@ -108,10 +108,14 @@ def _wait(device: str) -> None:
 
 def write_results(table: pd.DataFrame, path: Path, device: str = "cpu", **facts: object) -> None:
     """The table as CSV and, beside it, where its numbers come from as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(table, path)
+    write_json(path.with_suffix(".json"), {**facts, **provenance(device)})
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """A CSV file, whole or not at all."""
     with atomic(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-    write_json(path.with_suffix(".json"), {**facts, **provenance(device)})
 
 
 def read_results(path: Path) -> pd.DataFrame:
@@ -124,6 +128,12 @@ def read_results(path: Path) -> pd.DataFrame:
     if missing := [c for c in COLUMNS if c not in table.columns]:
         raise InputError(f"{path}: not a results table, it lacks the column '{missing[0]}'")
     return table
+
+
+def merged_facts(folder: Path) -> dict[str, dict]:
+    """Where the numbers of `merge` come from, by `<task>/<method>`."""
+    paths = sorted(folder.glob("*/*.csv"))
+    return {f"{p.parent.name}/{p.stem}": read_json(p.with_suffix(".json")) for p in paths}
 
 
 def merge(folder: Path) -> pd.DataFrame:

@@ -18,11 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odereg_core.cohort import Subject
+from odereg_core.experiments.comparison import Comparison, compare
+from odereg_core.experiments.figures.comparison import comparison_figure, slice_animation
 from odereg_core.experiments.figures.motion import transform_animation, transform_figure
 from odereg_core.experiments.figures.ode import descent_animation, descent_frame
 from odereg_core.experiments.figures.style import Animation
+from odereg_core.experiments.run import Run
 from odereg_core.grid import Grid
 from odereg_core.motion import Drawn
+from odereg_core.pairs import PairKey
 from odereg_core.transforms import BSpline
 
 
@@ -128,3 +132,50 @@ def descent_explorer(bowl: Tensor, start: Tensor) -> Any:
     step.observe(redraw, "value")
     redraw()
     return widgets.VBox([step, picture])
+
+
+def comparison_explorer(run: Run, task: str = "deformable", first: Comparison | None = None) -> Any:
+    """Menus for subject and contrasts, a slider for the slice; a new pair is registered by every
+    compared method when asked for. Without a kernel: `first` through its slices."""
+    if not live():
+        note = (
+            "<p>In a running notebook these are menus for subject, contrasts and slice. "
+            "On this page: the first pair, slice by slice.</p>"
+        )
+        return Animation(note + slice_animation(first)) if first else Animation(note)
+    import ipywidgets as widgets
+
+    names, contrasts = run.cohort.names("test"), run.cohort.contrasts
+    subject = widgets.Dropdown(options=names, description="subject")
+    moving = widgets.Dropdown(options=contrasts, value=contrasts[0], description="moving")
+    fixed = widgets.Dropdown(options=contrasts, value=contrasts[1], description="fixed")
+    at = widgets.IntSlider(
+        value=run.cohort.grid.shape[2] // 2, min=0, max=run.cohort.grid.shape[2] - 1,
+        description="slice", continuous_update=False,
+    )  # fmt: skip
+    go = widgets.Button(description="register")
+    picture, shown = widgets.Image(format="png"), [first] if first else []
+
+    def redraw(_: object = None) -> None:
+        if not shown:
+            return
+        buffer = io.BytesIO()
+        fig = comparison_figure(shown, at=at.value)
+        fig.savefig(buffer, format="png")
+        plt.close(fig)
+        picture.value = buffer.getvalue()
+
+    def register(_: object = None) -> None:
+        go.disabled, go.description = True, "registering"
+        try:
+            key = PairKey(task, subject.value, moving.value, fixed.value)
+            seed = run.profile.evaluation.seed
+            shown[:] = [compare(run.cohort, run.folder / "models", key, seed)]
+            redraw()
+        finally:
+            go.disabled, go.description = False, "register"
+
+    go.on_click(register)
+    at.observe(redraw, "value")
+    redraw()
+    return widgets.VBox([widgets.HBox([subject, moving, fixed]), widgets.HBox([at, go]), picture])

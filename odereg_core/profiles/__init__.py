@@ -7,6 +7,7 @@ start `extends: demo` and name only what differs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -174,12 +175,13 @@ class Profile(_Section):
         return Grid(self.grid.shape, (self.grid.spacing,) * 3)
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over`, mappings within mappings merged likewise; both untouched."""
+    result = deepcopy(dict(base))
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else deepcopy(value)
+    return result
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -198,7 +200,7 @@ def _read(path: Path) -> dict[str, Any]:
     if (parent := data.pop("extends", None)) is None:
         return data
     beside = path.parent / f"{parent}.yaml"
-    return _merged(_read(HERE / f"{parent}.yaml" if parent in BUILT_IN else beside), data)
+    return merged(_read(HERE / f"{parent}.yaml" if parent in BUILT_IN else beside), data)
 
 
 def load_profile(name: str | Path) -> Profile:

@@ -14,7 +14,6 @@ from odereg_core.cohort import contrast_pairs
 from odereg_core.errors import InputError
 from odereg_core.experiments import evaluate as evaluation
 from odereg_core.experiments.methods import METHODS, Method
-from odereg_core.experiments.tables import paper_table, summary, table1
 from odereg_core.grid import Grid
 from odereg_core.metrics import rmse_phi
 from odereg_core.pairs import pair_keys, simulate
@@ -132,26 +131,3 @@ def test_unknown_methods_and_tables_are_refused(tiny_cohort, tmp_path):
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="lacks the column 'task'"):
         evaluation.read_results(tmp_path / "x.csv")
-
-
-def test_the_papers_table_is_whole():
-    table = paper_table()
-    assert len(table) == 16
-    assert table.loc[("rigid", "MS-ODENet(R)"), ("rmse_phi_mm", "mean")] == 3.57
-    assert table.loc[("rigid+deformable", "MS-ODENet(R+B)"), ("dice", "sd")] == 9.9
-
-
-def test_table_1_shows_what_was_run_and_says_what_was_not():
-    rows = [
-        {"task": "rigid", "method": "ants_rigid", "dice": d, "rmse_x": 0.05, "rmse_phi_mm": e,
-         "seconds": 2.0}
-        for d, e in ((0.5, 2.0), (0.7, 8.0))
-    ]  # fmt: skip
-    results = pd.DataFrame(rows)
-    numbers = summary(results, voxel_mm=3.0).loc[("rigid", "ANTs")]
-    assert numbers[("dice", "mean")] == pytest.approx(60)
-    assert numbers[("success", "%")] == 50 and numbers[("rmse_phi_mm", "median")] == 5
-    table = table1(results, 3.0)
-    assert table.loc[("rigid", "ANTs"), ("Dice / %", "here")] == "60.00 (14.14)"
-    assert table.loc[("rigid", "ANTs"), ("Dice / %", "paper")] == "63.00 (40.50)"
-    assert (table.xs("here", axis=1, level=1) == "missing").all(axis=1).sum() == 15

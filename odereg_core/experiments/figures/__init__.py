@@ -1,6 +1,7 @@
 """The book's figures, a subject a module. Each takes data and returns a matplotlib figure or
 animation."""
 
+from odereg_core.experiments.figures.comparison import comparison_figure, slice_animation
 from odereg_core.experiments.figures.data import montage, pair_figure
 from odereg_core.experiments.figures.encoder import (
     content_figure,
@@ -35,6 +36,7 @@ from odereg_core.experiments.figures.training import training_figure
 
 __all__ = [
     "Animation",
+    "comparison_figure",
     "content_figure",
     "descent_animation",
     "descent_figure",
@@ -51,6 +53,7 @@ __all__ = [
     "pair_figure",
     "resampling_figure",
     "scales_figure",
+    "slice_animation",
     "swap_figure",
     "theta_figure",
     "training_figure",

@@ -1,0 +1,228 @@
+"""Another data set as a prepared cohort of test subjects: Fig. 4c's, synthetic or real.
+
+    python -m data_prep.unseen FOLDER OUT --profile demo [--tool auto]
+
+FOLDER is in IXI's layout (brain-development.org/ixi-dataset): one file a subject and contrast,
+named `<subject>-<CONTRAST>.nii.gz`, in any folders below it (IXI-T1/IXI002-Guys-0828-T1.nii.gz);
+contrasts are T1, T1CE, T2, PD and FLAIR. `data_prep.heads` writes synthetic heads in that layout.
+For each subject: the contrasts are brought to the first one by rigid registration (ANTs; their
+headers' positions start it) unless they are said to be acquired together, the skull is stripped, the brain is put where BraTS has it, and
+intensities are normalised on the profile's grid. All are test subjects. A subject that lacks a
+contrast the others have is left out, and named. A run that was cut short goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from torch import Tensor
+from tqdm import tqdm
+
+from data_prep import strip
+from data_prep.phantom import BRAIN_CENTRE
+from odereg_core.baselines.ants import AntsRigid
+from odereg_core.cohort import (
+    INDEX,
+    Cohort,
+    Subject,
+    subject_source,
+    write_index,
+    write_subject,
+)
+from odereg_core.errors import InputError
+from odereg_core.files import read_json
+from odereg_core.grid import Grid
+from odereg_core.profiles import Profile, load_profile
+from odereg_core.transforms import Rigid
+from odereg_core.volume import (
+    Volume,
+    centre_of_mass,
+    foreground,
+    normalise,
+    resample,
+)
+
+VERSION = 1
+"""To be raised when the same files come to give other tensors: older ones are then made anew."""
+CONTRASTS = ("t1", "t1ce", "t2", "pd", "flair")
+"""Those that are known, in the order in which one of them becomes the reference."""
+NAME = re.compile(r"(?P<subject>.+)-(?P<contrast>T1CE|T1|T2|PD|FLAIR)\.nii(\.gz)?", re.IGNORECASE)
+
+
+def find(root: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Subjects with their files by contrast, and the names of those that lack a contrast.
+
+    Raises InputError where there is no such folder, a file is there twice, or nobody has two
+    contrasts.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: there is no such folder")
+    subjects: dict[str, dict[str, Path]] = {}
+    for path in sorted(root.rglob("*.nii*")):
+        match = NAME.fullmatch(path.name)
+        if match is None or path.name.startswith("."):
+            continue
+        files = subjects.setdefault(match["subject"], {})
+        contrast = match["contrast"].lower()
+        if contrast in files:
+            raise InputError(f"{path}: {match['subject']} has two {contrast}: {files[contrast]}")
+        files[contrast] = path
+    whole = max(subjects.values(), key=len, default={})
+    if len(whole) < 2:
+        raise InputError(
+            f"{root}: no subject with two contrasts in IXI's layout (<subject>-T1.nii.gz, "
+            "<subject>-T2.nii.gz)"
+        )
+    lacking = [name for name, files in subjects.items() if set(files) != set(whole)]
+    kept = {
+        name: {c: files[c] for c in CONTRASTS if c in files}
+        for name, files in subjects.items()
+        if name not in lacking
+    }
+    return kept, lacking
+
+
+def aligned(volume: Volume, reference: Volume, grid: Grid, centre: np.ndarray) -> Volume:
+    """The volume in the reference's place: its affine changed by a rigid registration, its voxels
+    as they were. `grid` about `centre` (world mm) is where the two are compared."""
+    moving, fixed = (_head(v, grid, centre) for v in (volume, reference))
+    theta = AntsRigid()(moving, fixed, grid).theta
+    assert theta is not None
+    matrix = Rigid().matrix(theta.double())[0].numpy()
+    # phi takes the reference's points to the volume's, both in mm about the centre.
+    matrix[:3, 3] += centre - matrix[:3, :3] @ centre
+    return replace(volume, affine=np.linalg.inv(matrix) @ volume.affine)
+
+
+def _head(volume: Volume, grid: Grid, centre: np.ndarray) -> Tensor:
+    return resample(volume.with_data(normalise(volume.data, foreground(volume))), grid, centre)
+
+
+def prepare(
+    name: str, files: dict[str, Path], grid: Grid, out: Path, source: str, tool: str, together: bool
+) -> None:
+    """Write one subject's file. Raises InputError for a file that is no usable scan, and where no
+    brain is found."""
+    volumes = {contrast: Volume.load(path).checked() for contrast, path in files.items()}
+    reference = next(iter(volumes.values()))
+    centre = centre_of_mass(reference, foreground(reference))
+    spacing = float(np.clip(min(grid.spacing), 2.0, 3.0))
+    # A head and what the scanner shows of its neck: 240 x 240 x 216 mm.
+    work = Grid(tuple(round(mm / spacing) for mm in (240, 240, 216)), (spacing,) * 3)
+    placed = [
+        v if together or v is reference else aligned(v, reference, work, centre)
+        for v in volumes.values()
+    ]
+    brain = strip.strip(_head(reference, work, centre), work, tool)
+    litres = float(brain.sum()) * spacing**3 / 1e6
+    if not 0.5 < litres < 2.5:
+        path = next(iter(files.values()))
+        raise InputError(f"{path}: stripping found a brain of {litres:.2f} l; is this a head?")
+    offset = (work.points()[0] * brain[0]).sum((1, 2, 3)) / brain.sum()
+    middle = centre + offset.numpy() - np.asarray(BRAIN_CENTRE)
+    affine = np.diag([spacing] * 3 + [1.0])
+    affine[:3, 3] = centre - spacing * (np.array(work.shape) - 1) / 2
+    found = Volume(brain[0, 0].numpy(), affine, reference.orientation)
+    mask = resample(found, grid, middle)[0, 0] > 0.5
+    images = []
+    for volume in placed:
+        image = resample(volume, grid, middle)[0, 0].numpy()
+        images.append(torch.from_numpy(normalise(image, mask.numpy())))
+    write_subject(out, Subject(name, torch.stack(images), None), source)
+
+
+def digest(files: dict[str, Path], grid: Grid, tool: str, together: bool) -> str:
+    """A hash of all that a prepared subject depends on."""
+    total = hashlib.sha256(f"{VERSION} {grid.shape} {grid.spacing} {tool} {together}".encode())
+    for contrast, path in files.items():
+        with path.open("rb") as file:
+            total.update(f" {contrast} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    return total.hexdigest()
+
+
+def _one(
+    name: str, files: dict[str, Path], grid: Grid, out: Path, tool: str, together: bool
+) -> str | None:
+    """Prepare one subject unless it is there; what is wrong with it, if anything is."""
+    try:
+        source = digest(files, grid, tool, together)
+        if subject_source(out, name) != source:
+            prepare(name, files, grid, out, source, tool, together)
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename}: cannot be read ({error.strerror})"
+    return None
+
+
+def build(
+    root: Path,
+    out: Path,
+    profile: Profile,
+    tool: str = "auto",
+    jobs: int = 1,
+    together: bool = False,
+) -> Cohort:
+    """Prepare every subject of a folder for testing; `together`: a subject's contrasts were
+    acquired in one and need no registration. Raises InputError with every fault found;
+    the cohort then has no index."""
+    tool = strip.choose_tool(tool)
+    subjects, lacking = find(root)
+    for name in lacking:
+        print(f"left out: {name} lacks a contrast that others have", file=sys.stderr)
+    grid = profile.working_grid
+    (out / INDEX).unlink(missing_ok=True)
+    calls = [
+        delayed(_one)(name, files, grid, out, tool, together) for name, files in subjects.items()
+    ]
+    results = Parallel(n_jobs=jobs, return_as="generator")(calls)
+    bar = tqdm(results, total=len(calls), desc="stripping", unit="subject", mininterval=2.0)
+    if faults := [fault for fault in bar if fault]:
+        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+        raise InputError(f"{root}: {count}:\n  " + "\n  ".join(faults))
+    note = root / "heads.json"
+    made_by = read_json(note) if note.exists() else {"made_by": "IXI's layout"}
+    settings = {"source": made_by, "subjects": len(subjects), "stripped_by": tool}
+    contrasts = list(next(iter(subjects.values())))
+    split = {"train": [], "val": [], "test": sorted(subjects)}
+    write_index(out, grid, contrasts, split, settings)
+    return Cohort(out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.unseen",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="subjects in IXI's layout")
+    parser.add_argument("out", type=Path, help="folder for the prepared cohort")
+    parser.add_argument("--profile", default="demo", help="a profile or its file (default demo)")
+    parser.add_argument("--tool", default="auto", help=f"auto, {', '.join(strip.TOOLS)}")
+    parser.add_argument("--together", action="store_true", help="contrasts are aligned already")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    options = parser.parse_args(argv)
+    try:
+        profile = load_profile(options.profile)
+        jobs = max(1, options.jobs)
+        cohort = build(options.folder, options.out, profile, options.tool, jobs, options.together)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"test: {len(cohort.names('test'))}, contrasts: {', '.join(cohort.contrasts)}")
+    return 0
+
+
+if __name__ == "__main__":
+    from data_prep import unseen  # worker processes find functions by module, and __main__ is none
+
+    sys.exit(unseen.main())
