@@ -51,7 +51,9 @@ def build(notebooks: Path, out: Path, cache: Path) -> Path:
     """Assemble the sources, build, and swap the result into `out`. Returns its index page."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(HERE, partial, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(
+        HERE, partial, ignore=shutil.ignore_patterns("assemble.py", "execute.py", "__pycache__")
+    )
     shutil.copytree(notebooks, partial / "notebooks", ignore=shutil.ignore_patterns(".*"))
     extra = partial / "extra" / "mathjax"
     extra.mkdir(parents=True)
