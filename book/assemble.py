@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ import sys
 import tarfile
 import urllib.request
 from pathlib import Path
+
+import nbformat
 
 HERE = Path(__file__).resolve().parent
 MATHJAX = "https://registry.npmjs.org/mathjax/-/mathjax-3.2.2.tgz"
@@ -47,12 +50,54 @@ def mathjax(cache: Path) -> Path:
     return target
 
 
+WORDS_A_MINUTE = 200
+CODE_LINES_A_MINUTE = 10
+
+
+def dress(notebook: nbformat.NotebookNode) -> None:
+    """Give an executed notebook what only its page needs: how long it takes, below the title, and
+    each picture's alternative text, which is the text the figure itself has for a cell's output
+    (odereg_core.experiments.figures.style.Described)."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            text = "".join(data.get("text/plain", ""))
+            if "image/png" in data and not text.startswith("<"):
+                cell.metadata["mystnb"] = {"image": {"alt": " ".join(text.split())}}
+    title, _, rest = notebook.cells[0].source.partition("\n")
+    if title.startswith("# "):
+        notebook.cells[0].source = f"{title}\n\n{time_needed(notebook)}\n{rest}"
+
+
+def time_needed(notebook: nbformat.NotebookNode) -> str:
+    """The minutes that prose and code take to read, and what papermill took to run it."""
+    words = lines = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            words += len(cell.source.split())
+        else:
+            lines += len(cell.source.splitlines())
+    minutes = math.ceil(words / WORDS_A_MINUTE + lines / CODE_LINES_A_MINUTE)
+    text = f"About {minutes} minutes to read."
+    facts = notebook.metadata.get("papermill", {})
+    if seconds := facts.get("duration"):
+        took = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+        text += f" Running it took {took} at `{facts['parameters']['profile']}`."
+    return f":::{{div}} chapter-time\n{text}\n:::\n"
+
+
 def build(notebooks: Path, out: Path, cache: Path) -> Path:
     """Assemble the sources, build, and swap the result into `out`. Returns its index page."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(HERE, partial, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    shutil.copytree(notebooks, partial / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(
+        HERE, partial, ignore=shutil.ignore_patterns("assemble.py", "execute.py", "__pycache__")
+    )
+    (partial / "notebooks").mkdir()
+    for path in sorted(notebooks.glob("[!.]*.ipynb")):
+        notebook = nbformat.read(path, 4)
+        dress(notebook)
+        nbformat.write(notebook, partial / "notebooks" / path.name)
     extra = partial / "extra" / "mathjax"
     extra.mkdir(parents=True)
     shutil.copy(mathjax(cache), extra)

@@ -32,12 +32,13 @@ from odereg_core.experiments.figures.solve import (
     trajectory_animation,
 )
 from odereg_core.experiments.figures.style import Animation
-from odereg_core.experiments.figures.training import training_figure
+from odereg_core.experiments.figures.training import copies_figure, training_figure
 
 __all__ = [
     "Animation",
     "comparison_figure",
     "content_figure",
+    "copies_figure",
     "descent_animation",
     "descent_figure",
     "descent_frame",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from odereg_core.cohort import Cohort
-from odereg_core.experiments.figures.style import LABEL_COLOURS, cut, show
+from odereg_core.experiments.figures.style import LABEL_COLOURS, cut, show, subplots
 from odereg_core.metrics import rmse_phi
 from odereg_core.pairs import Pair
 from odereg_core.warp import warp
@@ -18,7 +17,7 @@ from odereg_core.warp import warp
 def montage(cohort: Cohort, names: Sequence[str]) -> Figure:
     """Subjects down, contrasts across, at the slice with most tumour; the tumour's labels last."""
     contrasts = cohort.contrasts
-    fig, axes = plt.subplots(
+    fig, axes = subplots(
         len(names),
         len(contrasts) + 1,
         figsize=(2 * len(contrasts) + 2, 2 * len(names)),
@@ -41,6 +40,10 @@ def montage(cohort: Cohort, names: Sequence[str]) -> Figure:
             -0.08, 0.5, name[-3:], transform=row[0].transAxes, rotation=90, va="center", fontsize=8
         )
     fig.tight_layout(pad=0.2)
+    fig.alt = (
+        f"Axial slices of {len(names)} subjects, a row each, in {', '.join(contrasts)}, and the "
+        "tumour's labels over the last contrast."
+    )
     return fig
 
 
@@ -53,9 +56,10 @@ def pair_figure(
         warped = warp(pair.moving, displacement, pair.grid)
         error = float(rmse_phi(displacement, pair.displacement, pair.brain))
         pictures.append((f"{title}: {error:.1f} mm", warped))
-    fig, axes = plt.subplots(2, len(pictures), figsize=(2.4 * len(pictures), 4.4))
+    fig, axes = subplots(2, len(pictures), figsize=(2.4 * len(pictures), 4.4))
     for column, (name, image) in zip(axes.T, pictures, strict=True):
         show(column[0], cut(image), name)
         show(column[1], cut(image, axis=0))
     fig.tight_layout(pad=0.3)
+    fig.alt = f"An axial and a sagittal slice of: {', '.join(name for name, _ in pictures)}."
     return fig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -10,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from odereg_core.cohort import Cohort
-from odereg_core.experiments.figures.style import OURS, START, THEIRS, show
+from odereg_core.experiments.figures.style import GREEN, OURS, START, THEIRS, show, subplots
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.similarity import pad_to_multiple, stacks
 
-MEASURES = {"content": OURS, "MI": THEIRS, "MIND": "#009E73"}
+MEASURES = {"content": OURS, "MI": THEIRS, "MIND": GREEN}
 
 
 def _stack(model: Disentangler, cohort: Cohort, name: str) -> torch.Tensor:
@@ -37,7 +36,7 @@ def content_figure(model: Disentangler, cohort: Cohort, name: str, components: i
     centred = values - values.mean(0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     parts = (centred @ directions[:components].T).reshape(*codes.shape[:1], *codes.shape[2:], -1)
-    fig, axes = plt.subplots(
+    fig, axes = subplots(
         1 + components, len(cohort.contrasts), figsize=(2 * len(cohort.contrasts), 2 * components)
     )
     for column, contrast, image, part in zip(axes.T, cohort.contrasts, images, parts, strict=True):
@@ -47,6 +46,10 @@ def content_figure(model: Disentangler, cohort: Cohort, name: str, components: i
             how = {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
             show(ax, part[..., k].numpy().T, f"content {k + 1}" if ax in axes[:, 0] else "", **how)
     fig.tight_layout(pad=0.3)
+    fig.alt = (
+        f"One slice in {', '.join(cohort.contrasts)}; below each, {components} principal "
+        "components of its content code."
+    )
     return fig
 
 
@@ -58,7 +61,7 @@ def swap_figure(model: Disentangler, cohort: Cohort, name: str) -> Figure:
     m = len(cohort.contrasts)
     codes = model.code(torch.arange(m))
     content, style = model.content(images), model.style(images, codes)
-    fig, axes = plt.subplots(m, m + 1, figsize=(1.8 * (m + 1), 1.9 * m))
+    fig, axes = subplots(m, m + 1, figsize=(1.8 * (m + 1), 1.9 * m))
     for i, row in enumerate(axes):
         made = model.generator(content[i : i + 1].expand(m, -1, -1, -1), style, codes)
         show(row[0], images[i, model.slices // 2].numpy().T, "the slice" if i == 0 else "")
@@ -71,6 +74,10 @@ def swap_figure(model: Disentangler, cohort: Cohort, name: str) -> Figure:
                 ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False,
                                            ec=OURS, lw=2))  # fmt: skip
     fig.tight_layout(pad=0.3)
+    fig.alt = (
+        f"A table of slices: content from {', '.join(cohort.contrasts)} down, style of the same "
+        "contrasts across. The slice itself is on the left; its own style is framed."
+    )
     return fig
 
 
@@ -78,7 +85,7 @@ def landscape_figure(table: pd.DataFrame) -> Figure:
     """Each measure about alignment, every curve scaled to [0, 1]: the median, and the middle half
     of the curves shaded. Left over rotations, right over shifts."""
     ways = list(dict.fromkeys(table["way"]))
-    fig, axes = plt.subplots(1, len(ways), figsize=(4.6 * len(ways), 3.2), squeeze=False)
+    fig, axes = subplots(1, len(ways), figsize=(4.6 * len(ways), 3.2), squeeze=False)
     keys = ["subject", "moving", "fixed", "way", "axis", "measure"]
     curves = table.groupby(keys)["value"]
     low, high = (curves.transform(end).to_numpy(float) for end in ("min", "max"))
@@ -97,6 +104,10 @@ def landscape_figure(table: pd.DataFrame) -> Figure:
                 lw=0,
             )
         ax.set(xlabel="rotation / °" if way == "rotation" else "shift / mm", ylabel="scaled")
-    axes[0, 0].legend(frameon=False, fontsize=9)
+    axes[0, 0].legend()
     fig.tight_layout()
+    fig.alt = (
+        f"Scaled dissimilarity against {' and '.join(ways)} away from alignment, for "
+        f"{', '.join(dict.fromkeys(table['measure']))}: median and middle half over pairs."
+    )
     return fig

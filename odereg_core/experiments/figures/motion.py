@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -17,12 +16,22 @@ from torch import Tensor
 
 from odereg_core import metrics
 from odereg_core.cohort import Subject
-from odereg_core.experiments.figures.style import OURS, THEIRS, Animation, animate, cut, show
+from odereg_core.experiments.figures.style import (
+    LINES,
+    OURS,
+    THEIRS,
+    Animation,
+    Described,
+    animate,
+    cut,
+    show,
+    subplots,
+)
 from odereg_core.grid import Grid
 from odereg_core.warp import warp
 
 BEFORE = "#56B4E9"
-LINES = (THEIRS, OURS, "#009E73", "#CC79A7")
+PANELS = "the moving image with the grid, the warped image, and the map's log |J|."
 VOLUME = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}
 """How log |J| is shown."""
 
@@ -119,8 +128,8 @@ def _draw(row: Sequence[Axes], moved: Moved, u: Tensor, grid: Grid, title: str) 
     volume.imshow(folded, origin="lower", extent=box, cmap="gray", vmin=0, vmax=1e9)
 
 
-def _axes(rows: int) -> tuple[Figure, np.ndarray]:
-    fig, axes = plt.subplots(rows, 3, figsize=(9.6, 3.45 * rows), squeeze=False)
+def _axes(rows: int) -> tuple[Described, np.ndarray]:
+    fig, axes = subplots(rows, 3, figsize=(9.6, 3.45 * rows), squeeze=False)
     line = 0.33 / (3.45 * rows)  # a line of text, as a part of the height
     fig.subplots_adjust(0.005, line, 0.92, 1 - 0.8 * line, wspace=0.03, hspace=0.22)
     box = axes[0, 2].get_position()
@@ -135,7 +144,9 @@ def transform_figure(subject: Subject, grid: Grid, maps: Mapping[str, Tensor]) -
     volumes."""
     fig, axes = _axes(len(maps))
     for row, (title, u) in zip(axes, maps.items(), strict=True):
-        _draw(row, move(subject, u, grid), u, grid, title)
+        moved = move(subject, u, grid)
+        _draw(row, moved, u, grid, title)
+        fig.alt += f"{title}: {PANELS} {moved}. "
     return fig
 
 
@@ -144,6 +155,7 @@ def transform_animation(
 ) -> Animation:
     """The same, a frame for each map."""
     fig, axes = _axes(1)
+    fig.alt = f"{len(maps)} maps, from {maps[0][0]} to {maps[-1][0]}: {PANELS}"
 
     def frame(i: int) -> list:
         title, u = maps[i]
@@ -158,13 +170,17 @@ def folding_figure(table: pd.DataFrame) -> Figure:
 
     `table`: columns spacing, strength (mm), folding (a fraction), log_jacobian_std.
     """
-    fig, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    fig, axes = subplots(1, 2, figsize=(8, 3), layout="constrained")
     for (spacing, rows), colour in zip(table.groupby("spacing"), LINES, strict=False):
         for ax, values in zip(axes, (100 * rows.folding, rows.log_jacobian_std), strict=True):
             ax.plot(rows.strength, values, ".-", color=colour, label=f"{spacing:g} mm")
     axes[0].set(xlabel="control-point noise / mm", ylabel="folded voxels / %")
     axes[1].set(xlabel="control-point noise / mm", ylabel="spread of log |J|")
-    axes[0].legend(frameon=False, title="control spacing")
+    axes[0].legend(title="control spacing")
+    fig.alt = (
+        "Folded voxels in percent, and the spread of log |J|, against control-point noise in mm, "
+        f"for control spacings of {', '.join(f'{s:g}' for s in table.spacing.unique())} mm."
+    )
     return fig
 
 
@@ -172,7 +188,7 @@ def resampling_figure(once: Tensor, twice: Tensor) -> Figure:
     """The middle of two warped images and their difference: what a second interpolation costs."""
     pictures = [cut(image) for image in (once, twice, twice - once)]
     margin = [n // 4 for n in pictures[0].shape]
-    fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.4))
+    fig, axes = subplots(1, 3, figsize=(9.6, 3.4))
     for ax, picture, title in zip(
         axes, pictures, ("resampled once", "resampled twice", "twice less once"), strict=True
     ):
@@ -180,4 +196,5 @@ def resampling_figure(once: Tensor, twice: Tensor) -> Figure:
         how = {"cmap": "RdBu_r", "vmin": -0.2, "vmax": 0.2} if ax is axes[2] else {}
         show(ax, middle, title, **how)
     fig.tight_layout(pad=0.3)
+    fig.alt = "A warped slice resampled once, the same resampled twice, and their difference."
     return fig

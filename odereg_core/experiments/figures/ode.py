@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -13,10 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from odereg_core.experiments.figures.style import OURS, START, THEIRS, Animation, animate
+from odereg_core.experiments.figures.style import (
+    LINES,
+    OURS,
+    START,
+    Animation,
+    Described,
+    animate,
+    subplots,
+)
 from odereg_core.ode import integrate
 
-COLOURS = (OURS, THEIRS, "#009E73", "#CC79A7")
 MARKERS = "osD^"
 REACH = 2.6
 """Half the width of the plane that a descent is drawn on."""
@@ -53,10 +59,14 @@ def draw_descent(ax: Axes, bowl: Tensor, path: Tensor, title: str) -> None:
 
 def descent_figure(bowl: Tensor, paths: Mapping[str, Tensor]) -> Figure:
     """A panel a path of gradient descent."""
-    fig, axes = plt.subplots(1, len(paths), figsize=(2.5 * len(paths), 2.8), squeeze=False)
+    fig, axes = subplots(1, len(paths), figsize=(2.5 * len(paths), 2.8), squeeze=False)
     for ax, (name, path) in zip(axes[0], paths.items(), strict=True):
         draw_descent(ax, bowl, path, name)
     fig.tight_layout(pad=0.4)
+    fig.alt = (
+        "Gradient descent in a bowl's level lines, with the ODE's curve dashed: "
+        f"{', '.join(paths)}."
+    )
     return fig
 
 
@@ -76,7 +86,11 @@ def descent_frame(fig: Figure, bowl: Tensor, start: Tensor, step: float) -> None
 
 def descent_animation(bowl: Tensor, start: Tensor, steps: Sequence[float]) -> Animation:
     """The descent for one step size after the other."""
-    fig = plt.figure(figsize=(7, 3.2))
+    fig = Described(figsize=(7, 3.2))
+    fig.alt = (
+        f"Gradient descent with step sizes from {steps[0]:g} to {steps[-1]:g}: its path in the "
+        "bowl, and its loss over time beside the ODE's."
+    )
 
     def frame(i: int) -> list:
         descent_frame(fig, bowl, start, steps[i])
@@ -87,40 +101,49 @@ def descent_animation(bowl: Tensor, start: Tensor, steps: Sequence[float]) -> An
 
 def order_figure(errors: pd.DataFrame) -> Figure:
     """Error against step size (the index), a line a method (the columns), with its slope."""
-    fig, ax = plt.subplots(figsize=(5, 3.4))
-    for (name, column), colour, marker in zip(errors.items(), COLOURS, MARKERS, strict=False):
+    fig, ax = subplots(figsize=(5, 3.4))
+    for (name, column), colour, marker in zip(errors.items(), LINES, MARKERS, strict=False):
         order = np.polyfit(np.log(errors.index), np.log(column), 1)[0]
         ax.loglog(
             errors.index, column, f"{marker}-", color=colour, label=f"{name}: slope {order:.2f}"
         )
     ax.set(xlabel="step", ylabel="error at the end")
-    ax.legend(frameon=False)
+    ax.legend()
     fig.tight_layout()
+    labels = (str(line.get_label()) for line in ax.lines)
+    fig.alt = f"Error at the end against the step, both logarithmic: {', '.join(labels)}."
     return fig
 
 
 def work_figure(work: pd.DataFrame, times: Sequence[float]) -> Figure:
     """Left error against evaluations, a line a solver; right the steps an adaptive solve took."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=(3, 2))
+    fig, (left, right) = subplots(1, 2, figsize=(9, 3.4), width_ratios=(3, 2))
     groups = work.groupby("solver", sort=False)
-    for (name, rows), colour, marker in zip(groups, COLOURS, MARKERS, strict=False):
+    for (name, rows), colour, marker in zip(groups, LINES, MARKERS, strict=False):
         left.loglog(rows.evaluations, rows.error, f"{marker}-", color=colour, ms=4, label=name)
     left.set(xlabel="evaluations of f", ylabel="error at the end")
-    left.legend(frameon=False, fontsize=8)
-    right.step(times, [*np.diff(times), times[-1] - times[-2]], where="post", color=COLOURS[2])
+    left.legend()
+    right.step(times, [*np.diff(times), times[-1] - times[-2]], where="post", color=LINES[2])
     right.plot(times, np.zeros(len(times)), "|", color="black", ms=8)
     right.set(xlabel="t", ylabel="accepted step", ylim=(0, None))
     fig.tight_layout()
+    fig.alt = (
+        f"Left: error against evaluations of f for {', '.join(work.solver.unique())}. Right: an "
+        f"adaptive solve's {len(times) - 1} steps, from {times[1] - times[0]:.2g} up to "
+        f"{np.diff(times).max():.2g}."
+    )
     return fig
 
 
 def memory_figure(peaks: pd.DataFrame) -> Figure:
     """Peak memory in MiB against the number of steps (the index), a line an adjoint."""
-    fig, ax = plt.subplots(figsize=(5, 3.4))
-    for (name, column), colour, marker in zip(peaks.items(), COLOURS, MARKERS, strict=False):
+    fig, ax = subplots(figsize=(5, 3.4))
+    for (name, column), colour, marker in zip(peaks.items(), LINES, MARKERS, strict=False):
         ax.plot(peaks.index, column, f"{marker}-", color=colour, ms=4, label=name)
     ax.set(xlabel="steps", ylabel="peak memory of one training step / MiB", ylim=(0, None))
     ax.set_xticks(peaks.index)
-    ax.legend(frameon=False)
+    ax.legend()
     fig.tight_layout()
+    last = ", ".join(f"{name} {value:.0f} MiB" for name, value in peaks.iloc[-1].items())
+    fig.alt = f"Peak memory against the number of steps; at {peaks.index[-1]} steps: {last}."
     return fig

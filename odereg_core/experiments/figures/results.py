@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from itertools import cycle
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from odereg_core.experiments.figures.style import OURS, START, THEIRS
+from odereg_core.experiments.figures.style import GREEN, ORANGE, OURS, PINK, START, THEIRS, subplots
 from odereg_core.motion import MOTIONS
 
-COLOURS = (THEIRS, OURS, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+COLOURS = (THEIRS, OURS, GREEN, PINK, ORANGE, "#56B4E9", "#000000", "#8C6D31")
 
 
 def error_figure(results: pd.DataFrame, names: dict[str, str], bins: int = 5) -> Figure:
     """Each pair's error against the size of its motion: a panel a task, a colour a method. Lines:
     medians over equally many pairs, where a method has enough of them. Grey: no registration."""
     tasks = [task for task in MOTIONS if (results["task"] == task).any()]
-    fig, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 4.4), squeeze=False)
+    fig, axes = subplots(1, len(tasks), figsize=(4.2 * len(tasks), 4.4), squeeze=False)
     for ax, task in zip(axes[0], tasks, strict=True):
         colours = cycle(COLOURS)
         for method, rows in results[results["task"] == task].groupby("method", sort=False):
@@ -39,4 +38,8 @@ def error_figure(results: pd.DataFrame, names: dict[str, str], bins: int = 5) ->
         ax.legend(frameon=False, fontsize=7, ncols=2, **below)
     axes[0, 0].set_ylabel("after / mm")
     fig.tight_layout()
+    medians = results.groupby(["task", "method"], sort=False).rmse_phi_mm.median()
+    fig.alt = "Each pair's error after registration against before; medians in mm: " + ", ".join(
+        f"{task} {names[method]} {value:.1f}" for (task, method), value in medians.items()
+    )
     return fig

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from odereg_core.experiments.figures.style import OURS, THEIRS, Animation, animate, cut, mark, show
+from odereg_core.experiments.figures.style import (
+    LINES,
+    OURS,
+    THEIRS,
+    Animation,
+    animate,
+    cut,
+    mark,
+    show,
+    subplots,
+)
 from odereg_core.metrics import rmse_phi
 from odereg_core.msodenet import Registration
 from odereg_core.pairs import Pair
@@ -42,7 +51,11 @@ def trajectory_animation(
     steps = path(result, pair, transform)
     errors = [float(rmse_phi(u, pair.displacement, pair.brain)) for _, _, u in steps]
     times = [t for _, t, _ in steps]
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 3.4))
+    fig, (left, middle, right) = subplots(1, 3, figsize=(9.6, 3.4))
+    fig.alt = (
+        f"A solve in {len(steps) - 1} steps: the moving image as warped so far, the fixed one, "
+        f"and the error, from {errors[0]:.1f} to {errors[-1]:.1f} mm."
+    )
 
     def frame(i: int) -> list:
         for ax in (left, middle, right):
@@ -69,7 +82,7 @@ def scales_figure(result: Registration, pair: Pair, transform: Transform | None 
     steps = path(result, pair, transform)
     starts = [next(i for i, s in enumerate(steps) if s[0] == k) for k in range(len(result.grids))]
     ends = [*starts[1:], len(steps) - 1]
-    fig, axes = plt.subplots(len(result.grids), 5, figsize=(10, 2.1 * len(result.grids)))
+    fig, axes = subplots(len(result.grids), 5, figsize=(10, 2.1 * len(result.grids)))
     heads = ("fixed", "warped, at first", "warped, at last", "residual, at first", "at last")
     for k, (row, grid) in enumerate(zip(axes, result.grids, strict=True)):
         factor = pair.grid.shape[0] // grid.shape[0]
@@ -87,12 +100,17 @@ def scales_figure(result: Registration, pair: Pair, transform: Transform | None 
         row[0].text(-0.08, 0.5, f"{grid.spacing[0]:g} mm", transform=row[0].transAxes, rotation=90,
                     va="center", fontsize=9)  # fmt: skip
     fig.tight_layout(pad=0.3)
+    fig.alt = (
+        f"For grids of {', '.join(f'{grid.spacing[0]:g}' for grid in result.grids)} mm, a row "
+        "each: the fixed slice, the moving one as the scale begins and ends, and what either "
+        "differs by from the true image."
+    )
     return fig
 
 
 def theta_figure(result: Registration, truth: Tensor | None = None) -> Figure:
     """Angles and shifts over t, the scales' boundaries, and the truth dashed."""
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3))
+    fig, axes = subplots(1, 2, figsize=(9, 3))
     times = np.concatenate([segment.times for segment in result.segments])
     path = torch.cat(
         [torch.stack([s[0] for s in segment.states]) for segment in result.segments]
@@ -101,14 +119,16 @@ def theta_figure(result: Registration, truth: Tensor | None = None) -> Figure:
         (axes[0], slice(0, 3), 180 / np.pi, "rotation / °"),
         (axes[1], slice(3, 6), 1.0, "translation / mm"),
     ):
-        for k, (values, colour) in enumerate(
-            zip(path[:, part].T, (OURS, THEIRS, "#009E73"), strict=True)
-        ):
+        for k, (values, colour) in enumerate(zip(path[:, part].T, LINES[:3], strict=True)):
             ax.plot(times, values * scale, ".-", color=colour, lw=1, label="xyz"[k])
             if truth is not None:
                 ax.axhline(float(truth[0, part][k]) * scale, color=colour, ls="--", lw=0.8)
         mark(ax, [segment.times[0] for segment in result.segments[1:]])
         ax.set(xlabel="t", ylabel=label)
-    axes[0].legend(frameon=False, title="axis")
+    axes[0].legend(title="axis")
     fig.tight_layout()
+    fig.alt = (
+        "Three angles and three translations over the ODE's time, through "
+        f"{len(result.segments)} scales{'' if truth is None else ', with the true motion dashed'}."
+    )
     return fig

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +18,39 @@ from torch import Tensor
 # Of Okabe and Ito's colour-blind-safe palette.
 OURS, THEIRS, START = "#0072B2", "#D55E00", "#999999"
 LABEL_COLOURS = {1: "#E69F00", 2: "#56B4E9", 4: "#D55E00"}
-plt.rcParams.update({"figure.dpi": 96, "axes.spines.top": False, "axes.spines.right": False})
+GREEN, PINK, ORANGE = "#009E73", "#CC79A7", "#E69F00"
+LINES = (OURS, THEIRS, GREEN, PINK, ORANGE)
+"""The order in which a figure's lines take their colours."""
+plt.rcParams.update(
+    {
+        "figure.dpi": 96,
+        "figure.facecolor": "white",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 9,
+        "axes.prop_cycle": cycler(color=LINES),
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+    }
+)
+
+
+class Described(Figure):
+    """A figure that is a sentence where it cannot be seen: `alt`.
+
+    The sentence is its `repr`, so a notebook keeps it beside the picture, and book/assemble.py
+    makes it the picture's alternative text.
+    """
+
+    alt = ""
+
+    def __repr__(self) -> str:
+        return self.alt or super().__repr__()
+
+
+def subplots(*args: Any, **kwargs: Any) -> tuple[Described, Any]:
+    """plt.subplots, for a figure that can be described."""
+    return plt.subplots(*args, FigureClass=Described, **kwargs)  # type: ignore[return-value]
 
 
 def cut(volume: Tensor, axis: int = 2, at: int | None = None) -> np.ndarray:
@@ -48,7 +83,8 @@ class Animation(str):
         return "<animation>"  # what a page keeps beside the HTML; not the HTML twice
 
 
-def animate(fig: Figure, frame: Callable[[int], list], count: int) -> Animation:
+def animate(fig: Described, frame: Callable[[int], list], count: int) -> Animation:
+    """`count` frames as HTML; what `fig.alt` says describes them all."""
     html = FuncAnimation(fig, frame, frames=count, interval=300, blit=False).to_jshtml(
         default_mode="once"
     )
@@ -61,4 +97,4 @@ def animate(fig: Figure, frame: Callable[[int], list], count: int) -> Animation:
     }  # fmt: skip
     for name, character in icons.items():
         html = html.replace(f'<i class="fa fa-{name}"></i>', character)
-    return Animation(html)
+    return Animation(html.replace("<img ", f'<img alt="{escape(fig.alt)}" ', 1))
