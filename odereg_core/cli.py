@@ -118,7 +118,9 @@ def register_batch(
 def train(
     model: Annotated[
         str,
-        typer.Argument(help="The model, as the profile names it: rigid, bspline, dense, encoder."),
+        typer.Argument(
+            help="As the profile names it: rigid, bspline, dense, encoder, vm, vm_i2i, rcn."
+        ),
     ],
     cohort: CohortOption,
     out: Annotated[Path, typer.Option(help="Folder for weights, log and checkpoint.")],
@@ -132,18 +134,21 @@ def train(
     from odereg_core.cohort import Cohort
     from odereg_core.profiles import load_profile
     from odereg_core.register import choose_device
-    from odereg_core.train import gan, registration
+    from odereg_core.train import baselines, gan, registration
 
     settings = load_profile(profile)
-    if model not in settings.encoders and model not in settings.models:
-        known = ", ".join([*settings.models, *settings.encoders])
+    known = [*settings.models, *settings.encoders, *settings.baselines]
+    if model not in known:
         raise InputError(
-            f"the profile '{settings.name}' describes no model '{model}'; it has: {known}"
+            f"the profile '{settings.name}' describes no model '{model}'; it has: "
+            + ", ".join(known)
         )
     command = f"odereg train {model} --profile {profile}"
     common = (model, settings, Cohort(cohort), out, choose_device(device), command)
     if model in settings.encoders:
         weights = gan.train(*common)
+    elif model in settings.baselines:
+        weights = baselines.train(*common)
     else:
         weights = registration.train(*common, encoder)
     print(f"weights: {weights}")

@@ -9,7 +9,10 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from monai.losses.image_dissimilarity import GlobalMutualInformationLoss
+from monai.losses.image_dissimilarity import (
+    GlobalMutualInformationLoss,
+    LocalNormalizedCrossCorrelationLoss,
+)
 from torch import Tensor, nn
 
 from odereg_core.networks.disentangle import ContentEncoder
@@ -102,6 +105,19 @@ class MutualInformation:
             inside = (one > 0) | (two > 0)
             values.append(self.loss(one[inside][None, None], two[inside][None, None]))
         return torch.stack(values)
+
+
+class CrossCorrelation:
+    """Minus the squared local correlation of two images of one contrast, over cubes of `size`^3
+    voxels: VoxelMorph's [5] mono-modal loss, MONAI's code."""
+
+    def __init__(self, size: int = 7):
+        self.loss = LocalNormalizedCrossCorrelationLoss(kernel_size=size)
+
+    def __call__(
+        self, a: Image, b: Image, rng: torch.Generator | None = None
+    ) -> Float[Tensor, batch]:
+        return torch.stack([self.loss(one[None], two[None]) for one, two in zip(a, b, strict=True)])
 
 
 class Mind:

@@ -42,9 +42,12 @@ class AntsRigid:
     iterations: tuple[int, ...] = (1000, 500, 250)
     polish_iterations: int = 100
     polish_sampling: float = 0.25
+    metric: str = "mattes"
     bins: int = 32
 
-    def __call__(self, moving: Tensor, fixed: Tensor, grid: Grid) -> Outcome:
+    def __call__(
+        self, moving: Tensor, fixed: Tensor, grid: Grid, contrasts: tuple[str, str] = ("", "")
+    ) -> Outcome:
         """Register one pair (1, 1, X, Y, Z) in [0, 1]; theta (1, 6) in rad and mm, on the CPU."""
         with scratch() as folder:
             transforms = self.run(moving, fixed, grid, folder)
@@ -59,7 +62,7 @@ class AntsRigid:
             "fixed": to_ants(fixed, grid),
             "moving": to_ants(moving, grid),
             "type_of_transform": "Rigid",
-            "aff_metric": "mattes",
+            "aff_metric": self.metric,
             "aff_sampling": self.bins,
         }
         search = ants.registration(
@@ -95,9 +98,13 @@ class AntsSyn:
     gradient_step: float = 0.2
     flow_sigma: float = 3.0
     total_sigma: float = 0.0
-    bins: int = 32
+    metric: str = "mattes"
+    sampling: int = 32
+    """Histogram bins of `mattes`, or the radius in voxels of `CC`."""
 
-    def __call__(self, moving: Tensor, fixed: Tensor, grid: Grid) -> Outcome:
+    def __call__(
+        self, moving: Tensor, fixed: Tensor, grid: Grid, contrasts: tuple[str, str] = ("", "")
+    ) -> Outcome:
         """Register one pair (1, 1, X, Y, Z) in [0, 1]."""
         with scratch() as folder:
             start = self.rigid.run(moving, fixed, grid, folder) if self.rigid else None
@@ -107,8 +114,8 @@ class AntsSyn:
                 type_of_transform="SyNOnly",
                 initial_transform=start or "identity",
                 outprefix=str(folder / "syn"),
-                syn_metric="mattes",
-                syn_sampling=self.bins,
+                syn_metric=self.metric,
+                syn_sampling=self.sampling,
                 reg_iterations=self.iterations,
                 grad_step=self.gradient_step,
                 flow_sigma=self.flow_sigma,

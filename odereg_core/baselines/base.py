@@ -20,6 +20,11 @@ class Outcome:
 
 
 class Register(Protocol):
-    """A method ready to run: a pair of images (1, 1, X, Y, Z) in [0, 1] on `grid` to an Outcome."""
+    """A method ready to run: a pair of images (1, 1, X, Y, Z) in [0, 1] on `grid` to an Outcome.
 
-    def __call__(self, moving: Tensor, fixed: Tensor, grid: Grid) -> Outcome: ...
+    `contrasts`: the moving and the fixed image's, for the methods that must be told.
+    """
+
+    def __call__(
+        self, moving: Tensor, fixed: Tensor, grid: Grid, contrasts: tuple[str, str]
+    ) -> Outcome: ...

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from odereg_core.baselines.base import Outcome, Register
+from odereg_core.errors import InputError
+from odereg_core.grid import Grid
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.similarity import pad_to_multiple, stacks
 
@@ -39,3 +44,23 @@ def translate(
             made.append(y[:, model.slices // 2, : x.shape[2], : x.shape[3]])
         total += torch.cat(made).movedim(0, axis)[None, None]
     return torch.where(volume > 0, total / 3, 0.0)
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A "+I2I" baseline: `register`, with the moving image translated to the fixed one's contrast.
+
+    Raises InputError for a contrast that the translator does not know.
+    """
+
+    model: Disentangler
+    register: Register
+
+    def __call__(
+        self, moving: Tensor, fixed: Tensor, grid: Grid, contrasts: tuple[str, str]
+    ) -> Outcome:
+        if contrasts[1] not in self.model.contrasts:
+            known = ", ".join(self.model.contrasts)
+            raise InputError(f"no translation into '{contrasts[1]}': the encoder knows {known}")
+        target = self.model.contrasts.index(contrasts[1])
+        return self.register(translate(self.model, moving, target, fixed), fixed, grid, contrasts)

@@ -78,6 +78,6 @@ def compare(
     found = {}
     for name in methods or [k for k, m in METHODS.items() if key.task in m.tasks and m.in_paper]:
         register = METHODS[name].load(models, "cpu")
-        outcome = register(pair.moving, pair.fixed, pair.grid)
+        outcome = register(pair.moving, pair.fixed, pair.grid, (pair.key.moving, pair.key.fixed))
         found[METHODS[name].name] = outcome.displacement.float()
     return Comparison(pair, found)

@@ -82,7 +82,7 @@ def evaluate(
     def timed(pair: Pair) -> tuple[float, Outcome]:
         _wait(device)
         start = time.perf_counter()
-        outcome = register(pair.moving, pair.fixed, pair.grid)
+        outcome = register(pair.moving, pair.fixed, pair.grid, (pair.key.moving, pair.key.fixed))
         warp(pair.moving, outcome.displacement.to(pair.moving), pair.grid)
         _wait(device)
         return time.perf_counter() - start, outcome

@@ -150,6 +150,27 @@ class EncoderSection(_Section):
     validation_pairs: int = Field(24, ge=1)
 
 
+class BaselineSection(_Section):
+    """A learned baseline of Table 1 and its training; see `odereg_core.train.baselines`.
+
+    `translated`: it sees moving images as the encoder translates them, of `translated` training
+    subjects; 0 for the images themselves.
+    """
+
+    network: Literal["voxelmorph", "rcn"]
+    task: Literal["rigid", "deformable", "hybrid"]
+    similarity: Literal["mi", "ncc"]
+    translated: int = Field(0, ge=0)
+    seed: int = 0
+    stages: tuple[Stage, ...]
+    motion: MotionSection
+    lambda_reg: float = Field(1.0, ge=0)
+    augment: Augmentation = Field(default_factory=Augmentation)
+    precision: Literal["float32", "bf16"] = "float32"
+    validate_every: int = Field(200, ge=1)
+    validation_pairs: int = Field(24, ge=1)
+
+
 class EvaluationSection(_Section):
     """The test pairs: `pairs` of them by default (0: all), their motions drawn from `seed`."""
 
@@ -167,6 +188,7 @@ class Profile(_Section):
     weights: Literal["shipped", "train"]
     models: dict[str, ModelSection]
     encoders: dict[str, EncoderSection] = {}
+    baselines: dict[str, BaselineSection] = {}
     evaluation: EvaluationSection
 
     @cached_property

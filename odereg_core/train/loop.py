@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.files import atomic, load_tensors, save_tensors
-from odereg_core.profiles import EncoderSection, ModelSection, Profile
+from odereg_core.profiles import BaselineSection, EncoderSection, ModelSection, Profile
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -40,7 +40,10 @@ def check(cohort: Cohort, profile: Profile) -> None:
 
 
 def origin(
-    command: str, profile: Profile, section: EncoderSection | ModelSection, cohort: Cohort
+    command: str,
+    profile: Profile,
+    section: EncoderSection | ModelSection | BaselineSection,
+    cohort: Cohort,
 ) -> dict[str, object]:
     """What any trained model's provenance begins with."""
     return {

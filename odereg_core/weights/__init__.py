@@ -12,10 +12,11 @@ from odereg_core.errors import InputError
 from odereg_core.files import load_tensors, save_tensors
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
+from odereg_core.networks.regression import Rcn, VoxelMorph
 
 HERE = Path(__file__).parent
 
-Model = TypeVar("Model", MSODENet, Disentangler)
+Model = TypeVar("Model", MSODENet, Disentangler, VoxelMorph, Rcn)
 
 
 def describe(model: Model) -> dict:

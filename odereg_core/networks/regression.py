@@ -1,0 +1,129 @@
+"""Networks that answer with the whole displacement at once: the learned baselines of Table 1.
+
+They take moving and fixed (B, 1, X, Y, Z) in [0, 1] and the grid these lie on, and return u in mm,
+(B, 3, X, Y, Z). What they find is in voxels of that grid, so one network serves every grid.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from monai.networks.nets.voxelmorph import VoxelMorphUNet
+from torch import Tensor, nn
+
+from odereg_core.grid import Grid
+from odereg_core.transforms import Dense, compose
+from odereg_core.warp import warp
+
+Image = Float[Tensor, "b 1 x y z"]
+Displacement = Float[Tensor, "b 3 x y z"]
+CHANNELS = (16, 32, 32, 32, 32)
+CUBE = 32
+"""The affine network sees its images averaged to so many voxels an axis or fewer."""
+
+
+class VoxelMorph(nn.Module):
+    """VoxelMorph [5]: one U-Net, MONAI's, from both images to the displacement."""
+
+    FORMAT = "odereg-voxelmorph-1"
+
+    def __init__(self, levels: int = len(CHANNELS)):
+        super().__init__()
+        self.levels = levels
+        self.unet = VoxelMorphUNet(3, 2, 32, CHANNELS[:levels], (16, 16))
+        *_, last = (m for m in self.unet.modules() if isinstance(m, nn.Conv3d))
+        nn.init.normal_(last.weight, std=1e-5)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, moving: Image, fixed: Image, grid: Grid) -> Displacement:
+        x = torch.cat([moving, fixed], dim=1)
+        rest = [(-n) % 2**self.levels for n in grid.shape]
+        padded = F.pad(x, (0, rest[2], 0, rest[1], 0, rest[0]))
+        found = self.unet(padded.contiguous(memory_format=torch.channels_last_3d))
+        x, y, z = grid.shape
+        spacing = torch.tensor(grid.spacing, device=moving.device)[:, None, None, None]
+        return found[:, :, :x, :y, :z].float() * spacing
+
+    def describe(self) -> dict:
+        """What is needed to build the model again."""
+        return {"levels": self.levels}
+
+    @classmethod
+    def build(cls, spec: dict) -> VoxelMorph:
+        """The model that `describe` described."""
+        return cls(**spec)
+
+
+class AffineRegression(nn.Module):
+    """Strided convolutions and one linear layer to an affine map: A (B, 3, 3) and b (B, 3) in mm,
+    about the grid's centre."""
+
+    def __init__(self, width: int = 16, cells: int = 3):
+        super().__init__()
+        widths = [2, width, 2 * width, 4 * width, 4 * width]
+        self.convolutions = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv3d(i, o, 3, 2, padding=1), nn.LeakyReLU(0.1))
+                for i, o in itertools.pairwise(widths)
+            ),
+            nn.AdaptiveAvgPool3d(cells),
+        )
+        self.linear = nn.Linear(widths[-1] * cells**3, 12)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, moving: Image, fixed: Image) -> tuple[Tensor, Tensor]:
+        x = torch.cat([moving, fixed], dim=1)
+        size = [min(CUBE, n) for n in x.shape[2:]]
+        found = self.linear(self.convolutions(F.adaptive_avg_pool3d(x, size)).flatten(1)).float()
+        matrix = torch.eye(3, device=x.device) + found[:, :9].unflatten(1, (3, 3))
+        return matrix, 20 * found[:, 9:]
+
+
+class Rcn(nn.Module):
+    """Recursive cascaded networks [32]: an affine network, then `cascades` dense ones, each of
+    which sees the moving image as warped so far.
+
+    The maps are composed and the moving image itself is warped, once for each network.
+    """
+
+    FORMAT = "odereg-rcn-1"
+
+    def __init__(self, cascades: int = 2, levels: int = len(CHANNELS)):
+        super().__init__()
+        self.options = {"cascades": cascades, "levels": levels}
+        self.affine = AffineRegression()
+        self.dense = nn.ModuleList(VoxelMorph(levels) for _ in range(cascades))
+
+    def stages(
+        self, moving: Image, fixed: Image, grid: Grid
+    ) -> tuple[Displacement, Tensor, list[Displacement]]:
+        """u of the whole map, A of the affine stage, and u of each dense stage by itself."""
+        matrix, offset = self.affine(moving, fixed)
+        points = grid.points(moving.device, torch.float32)
+        inner = torch.zeros(len(moving), 3, *grid.shape, device=moving.device)
+        parts: list[Displacement] = []
+
+        def whole(u: Displacement) -> Displacement:
+            moved = torch.einsum("bij,bjxyz->bixyz", matrix, points + u)
+            return moved + offset[:, :, None, None, None] - points
+
+        for network in self.dense:
+            parts.append(network(warp(moving, whole(inner), grid), fixed, grid))
+            inner = compose(Dense(), inner, parts[-1], grid)
+        return whole(inner), matrix, parts
+
+    def forward(self, moving: Image, fixed: Image, grid: Grid) -> Displacement:
+        return self.stages(moving, fixed, grid)[0]
+
+    def describe(self) -> dict:
+        """What is needed to build the model again."""
+        return dict(self.options)
+
+    @classmethod
+    def build(cls, spec: dict) -> Rcn:
+        """The model that `describe` described."""
+        return cls(**spec)

@@ -1,0 +1,236 @@
+"""Training of the learned baselines, unsupervised as their authors train them: similarity of the
+warped and the fixed image, plus regularity."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from odereg_core.baselines.translate import translate
+from odereg_core.cohort import Cohort, contrast_pairs
+from odereg_core.errors import InputError
+from odereg_core.files import provenance, write_json
+from odereg_core.losses import regularity
+from odereg_core.metrics import rmse_phi
+from odereg_core.networks.disentangle import Disentangler
+from odereg_core.networks.regression import Rcn, VoxelMorph
+from odereg_core.pairs import pair_keys, simulate
+from odereg_core.profiles import BaselineSection, Profile
+from odereg_core.similarity import CrossCorrelation, MutualInformation
+from odereg_core.train.augment import augment
+from odereg_core.train.draws import motion, stretch, stretched
+from odereg_core.train.loop import (
+    Checkpoint,
+    Log,
+    check,
+    mixed_precision,
+    origin,
+    run,
+    step_generator,
+)
+from odereg_core.transforms import BSpline, Rigid
+from odereg_core.warp import warp
+from odereg_core.weights import load_model, save_model
+
+SCALES = 3
+"""Stages name scales as MS-ODENet's do: 3 is the working grid, 2 half its resolution."""
+
+
+class Couples:
+    """Training images of two contrasts of one subject, on the device: (moving, fixed) before any
+    motion. With a translator, the moving ones are as it shows them in the fixed one's contrast."""
+
+    def __init__(self, cohort: Cohort, device: str, translator: Disentangler | None, subjects: int):
+        names = cohort.names("train")
+        chosen = names[:subjects] if translator else names
+        pairs = contrast_pairs(cohort.contrasts)
+        self.index = [tuple(cohort.contrasts.index(c) for c in pair) for pair in pairs]
+        self.images, self.moving = [], []
+        for name in tqdm(chosen, desc="images", unit="subject", mininterval=2.0):
+            images = cohort.load(name).images.to(device)
+            self.images.append(images.half())
+            if translator:
+                self.moving.append(
+                    torch.cat(
+                        [
+                            translate(translator, images[a][None, None], b, images[b][None, None])
+                            for a, b in self.index
+                        ]
+                    ).half()
+                )
+
+    def draw(self, batch: int, factor: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A batch of couples (B, 1, X, Y, Z), averaged over factor^3 voxels, mirrored left to right
+        half the time."""
+        moving, fixed = [], []
+        for _ in range(batch):
+            subject = int(torch.randint(len(self.images), (1,), generator=rng))
+            pair = int(torch.randint(len(self.index), (1,), generator=rng))
+            a, b = self.index[pair]
+            own = self.images[subject]
+            one = self.moving[subject][pair, 0] if self.moving else own[a]
+            both = torch.stack([one, own[b]]).float()
+            if float(torch.rand(1, generator=rng)) < 0.5:
+                both = both.flip(1)
+            both = F.avg_pool3d(both[:, None], factor) if factor > 1 else both[:, None]
+            moving.append(both[:1])
+            fixed.append(both[1:])
+        return torch.cat(moving), torch.cat(fixed)
+
+
+@dataclass
+class BaselineTrainer:
+    """One baseline's training; `train` runs it."""
+
+    section: BaselineSection
+    cohort: Cohort
+    device: str
+    translator: Disentangler | None = None
+
+    def __post_init__(self) -> None:
+        section, cohort = self.section, self.cohort
+        torch.manual_seed(section.seed)
+        network = VoxelMorph if section.network == "voxelmorph" else Rcn
+        self.model = network().to(self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=section.stages[0].lr)
+        self.couples = Couples(cohort, self.device, self.translator, section.translated)
+        self.grids = cohort.grid.pyramid(SCALES)
+        self.transform = BSpline() if section.task == "deformable" else Rigid()
+        self.ends = [0]
+        for stage in section.stages:
+            self.ends.append(self.ends[-1] + stage.steps)
+        keys = pair_keys(
+            cohort.names("val"), cohort.contrasts, section.task, section.validation_pairs
+        )
+        self.pairs = []
+        for key in keys:
+            pair = simulate(cohort, cohort.load(key.subject), key, seed=1_000_000).to(self.device)
+            moving = pair.moving
+            if self.translator:
+                target = cohort.contrasts.index(key.fixed)
+                moving = translate(self.translator, moving, target, pair.fixed)
+            self.pairs.append((pair, moving))
+
+    def step(self, number: int) -> dict[str, float]:
+        """One step of Adam."""
+        i = next(i for i, end in enumerate(self.ends[1:]) if number < end)
+        section, stage = self.section, self.section.stages[i]
+        progress = (number - self.ends[i]) / stage.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = stage.lr * (
+                stage.decay + (1 - stage.decay) * (1 + math.cos(math.pi * progress)) / 2
+            )
+        rng = step_generator(section.seed, number)
+        factor, grid = 2 ** (SCALES - stage.scales), self.grids[stage.scales - 1]
+        moving, fixed = self.couples.draw(stage.batch, factor, rng)
+        drawn = motion(self.transform, section.motion, stage.batch, grid, moving, rng)
+        linear = stretch(stage.batch, section.augment.stretch, moving, rng)
+        still = stretched(linear, torch.zeros_like(drawn.displacement), grid)
+        moving = warp(augment(moving, section.augment, rng), still, grid)
+        seen = stretched(linear, drawn.displacement, grid)
+        fixed = warp(augment(fixed, section.augment, rng), seen, grid)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        terms: dict[str, Tensor] = {}
+        with mixed_precision(self.device, section.precision):
+            if isinstance(self.model, Rcn):
+                u, matrix, parts = self.model.stages(moving, fixed, grid)
+                terms["affine"] = affine_regularity(matrix)
+            else:
+                u = self.model(moving, fixed, grid)
+                parts = [u]
+        terms["similarity"] = self.similarity(stage.scales)(warp(moving, u, grid), fixed).mean()
+        terms["regularity"] = torch.stack([regularity(part, grid) for part in parts]).sum()
+        loss = terms["similarity"] + section.lambda_reg * terms["regularity"]
+        loss = loss + 0.1 * terms.get("affine", 0.0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return {"loss": float(loss.detach())} | {k: float(v.detach()) for k, v in terms.items()}
+
+    def similarity(self, scales: int) -> MutualInformation | CrossCorrelation:
+        """The profile's similarity on the grid of `scales`."""
+        if self.section.similarity == "ncc":
+            return CrossCorrelation()
+        return MutualInformation(stride=2 if scales == SCALES else 1)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """RMSE(phi) on the validation pairs, on the working grid."""
+        self.model.eval()
+        errors = []
+        for pair, moving in self.pairs:
+            u = self.model(moving, pair.fixed, pair.grid)
+            errors.append(float(rmse_phi(u, pair.displacement, pair.brain)))
+        error = torch.tensor(errors)
+        return {"rmse_phi_mm": float(error.mean()), "median_mm": float(error.median())}
+
+
+def affine_regularity(matrix: Tensor) -> Tensor:
+    """How far maps A (B, 3, 3) are from rigid: the sum over singular values s of s^2 + s^-2 - 2,
+    plus (det A - 1)^2, as the affine stage of [32] is trained."""
+    s = torch.linalg.svdvals(matrix).clamp_min(1e-3)
+    stretch = (s.square() + s.pow(-2) - 2).sum(1)
+    return (stretch + (torch.linalg.det(matrix) - 1).square()).mean()
+
+
+def train(
+    name: str,
+    profile: Profile,
+    cohort: Cohort,
+    out: Path,
+    device: str,
+    command: str = "",
+    init: Path | None = None,
+) -> Path:
+    """Train the baseline `name` of a profile: `<name>.safetensors`, its `.json` and `.log.csv` in
+    `out`.
+
+    A baseline on translated images takes `encoder.safetensors` from `out`. Goes on from
+    `<name>.checkpoint.safetensors` where there is one. Raises InputError for an `init`: baselines
+    start from nothing. Returns the weights file.
+    """
+    if init:
+        raise InputError(f"{init}: the baseline '{name}' is trained from nothing")
+    check(cohort, profile)
+    section = profile.baselines[name]
+    translator = None
+    if section.translated:
+        translator = load_model(out / "encoder.safetensors", device, Disentangler)
+    trainer = BaselineTrainer(section, cohort, device, translator)
+    checkpoint = Checkpoint(
+        out / f"{name}.checkpoint.safetensors", trainer.model, trainer.optimizer
+    )
+    checkpoint.load()
+    log = Log(out / f"{name}.log.csv", checkpoint.step)
+    run(
+        checkpoint,
+        log,
+        trainer.ends[-1],
+        trainer.step,
+        trainer.validate,
+        section.validate_every,
+        tuple(trainer.ends[1:]),
+        title=f"{name} ({profile.name})",
+    )
+    weights = out / f"{name}.safetensors"
+    save_model(weights, trainer.model)
+    write_json(
+        weights.with_suffix(".json"),
+        {
+            **origin(command, profile, section, cohort),
+            "steps": trainer.ends[-1],
+            "samples": sum(stage.steps * stage.batch for stage in section.stages),
+            "seconds": round(checkpoint.seconds, 1),
+            "validation_rmse_phi_mm": checkpoint.best_score,
+            "validation_curve": [[row["step"], row["rmse_phi_mm"]] for row in log.rows],
+            **provenance(device),
+        },
+    )
+    return weights
