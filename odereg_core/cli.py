@@ -122,6 +122,12 @@ def train(
     ],
     cohort: CohortOption,
     out: Annotated[Path, typer.Option(help="Folder for weights, log and checkpoint.")],
+    init: Annotated[
+        Path | None, typer.Option(help="Weights of such a model to start from: fine-tuning.")
+    ] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="The encoder of L_sim; else OUT/encoder.safetensors.")
+    ] = None,
     profile: ProfileOption = "demo",
     device: DeviceOption = "auto",
 ) -> None:
@@ -131,18 +137,18 @@ def train(
     from odereg_core.register import choose_device
     from odereg_core.train import gan, registration
 
-    settings = load_profile(profile)
+    settings, subjects = load_profile(profile), Cohort(cohort)
+    command = f"odereg train {model} --profile {profile}"
+    chosen = choose_device(device)
     if model in settings.encoders:
-        run = gan.train
+        weights = gan.train(model, settings, subjects, out, chosen, command, init)
     elif model in settings.models:
-        run = registration.train
+        weights = registration.train(model, settings, subjects, out, chosen, command, encoder, init)
     else:
         known = ", ".join([*settings.models, *settings.encoders])
         raise InputError(
             f"the profile '{settings.name}' describes no model '{model}'; it has: {known}"
         )
-    command = f"odereg train {model} --profile {profile}"
-    weights = run(model, settings, Cohort(cohort), out, choose_device(device), command)
     print(f"weights: {weights}")
 
 
