@@ -152,7 +152,7 @@ def test_a_checkpoint_of_a_finished_training_changes_nothing(tmp_path, profile, 
 
 
 def test_fine_tuning_starts_from_the_weights_given(tmp_path, profile, tiny_cohort, untrained):
-    """Warm-up of a finer scale then keeps its weights, where from nothing it takes the coarser's."""
+    """Warm-up of a finer scale keeps its weights; from nothing it takes the coarser's."""
     tensors, metadata = load_tensors(untrained / "bspline.safetensors")
     given = {key: value + 0.1 for key, value in tensors.items()}
     init = tmp_path / "init.safetensors"
