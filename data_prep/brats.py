@@ -15,7 +15,7 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from odereg_core.errors import InputError
 from odereg_core.files import read_json
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
-from odereg_core.volume import Volume, normalise, resample
+from odereg_core.volume import Volume, foreground, normalise, resample
 
 MISNAMED = {"BraTS20_Training_355": "W39_1998.09.19_Segm"}
 """BraTS 2020 itself names this mask otherwise."""
@@ -103,7 +103,7 @@ def _folders(folder: Path) -> list[Path]:
     return [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
 
 
-def check(subject: Found) -> list[str]:
+def check(subject: Found, grid: Grid) -> list[str]:
     """What is wrong with one subject, a sentence each; every file is read to its end."""
     faults: list[str] = []
     first: Volume | None = None
@@ -146,13 +146,15 @@ def digest(subject: Found, grid: Grid) -> str:
     return total.hexdigest()
 
 
-def survey(subject: Found, grid: Grid, out: Path) -> tuple[str, list[str]]:
+def survey(
+    subject: Found, grid: Grid, out: Path, check: Callable[[Found, Grid], list[str]]
+) -> tuple[str, list[str]]:
     """A subject's digest, and its faults unless it lies prepared in `out`."""
     try:
         source = digest(subject, grid)
     except OSError as error:
         return "", [f"{subject.name}: {error.filename}: cannot be read ({error.strerror})"]
-    return source, [] if subject_source(out, subject.name) == source else check(subject)
+    return source, [] if subject_source(out, subject.name) == source else check(subject, grid)
 
 
 def grid_centre(volume: Volume, grid: Grid) -> np.ndarray:
@@ -170,12 +172,12 @@ def grid_centre(volume: Volume, grid: Grid) -> np.ndarray:
 
 def prepare(subject: Found, grid: Grid, out: Path, source: str) -> None:
     """Write one subject's file."""
-    images = []
-    for contrast in CONTRASTS:
-        volume = Volume.load(subject.images[contrast]).checked()
-        mask = volume.data != 0
+    images, centre = [], None
+    for path in subject.images.values():
+        volume = Volume.load(path).checked()
+        mask = foreground(volume)
         scaled = volume.with_data(normalise(volume.data, mask))
-        centre = grid_centre(volume, grid)
+        centre = grid_centre(volume, grid) if centre is None else centre  # the first one's, for all
         image = resample(scaled, grid, centre)[0, 0]
         # Smoothing bleeds over the edge of the brain: the mask decides what is background.
         inside = resample(volume.with_data(mask.astype(np.float32)), grid, centre)[0, 0]
@@ -183,16 +185,18 @@ def prepare(subject: Found, grid: Grid, out: Path, source: str) -> None:
     seg = None
     if subject.mask:
         volume = Volume.load(subject.mask)
-        seg = resample(volume, grid, grid_centre(volume, grid), "nearest")[0, 0].to(torch.uint8)
+        seg = resample(volume, grid, centre, "nearest")[0, 0].to(torch.uint8)
     write_subject(out, Subject(subject.name, torch.stack(images), seg), source)
 
 
 def split(names: list[str], with_mask: list[str], profile: Profile) -> dict[str, list[str]]:
-    """Test subjects drawn from those with a mask, then validation, the rest trains.
+    """Test subjects drawn from those with a mask (from all where none has one), then validation,
+    the rest trains.
 
     Raises InputError where there are too few.
     """
     wanted = profile.split
+    with_mask = with_mask or names
     if len(with_mask) < wanted.test or len(names) < wanted.test + wanted.val + 1:
         raise InputError(
             f"the profile '{profile.name}' wants {wanted.test} test subjects with a mask, "
@@ -217,10 +221,30 @@ def build(
     Raises InputError with every fault found in it; then nothing is written.
     """
     subjects, faults = find(root)
+    note = root / "phantom.json"
+    made_by = read_json(note) if note.exists() else {"made_by": "BraTS 2020 layout"}
+    return assemble(
+        root, subjects, faults, out, profile, made_by, CONTRASTS, check, jobs, test_only
+    )
+
+
+def assemble(
+    root: Path,
+    subjects: list[Found],
+    faults: list[str],
+    out: Path,
+    profile: Profile,
+    made_by: dict,
+    contrasts: tuple[str, ...],
+    check: Callable[[Found, Grid], list[str]],
+    jobs: int,
+    test_only: bool,
+) -> Cohort:
+    """Check, prepare and split the subjects found. Raises InputError as `build` does."""
     grid = profile.working_grid
     if (out / INDEX).exists() and Cohort(out).grid != grid:
         raise InputError(f"{out}: holds a cohort on another grid; remove it or name another folder")
-    calls = [delayed(survey)(subject, grid, out) for subject in subjects]
+    calls = [delayed(survey)(subject, grid, out, check) for subject in subjects]
     sources = []
     for source, found in _progress("checking", calls, jobs):
         sources.append(source)
@@ -233,8 +257,6 @@ def build(
         parts = {"train": [], "val": [], "test": names}
     else:
         parts = split(names, [s.name for s in subjects if s.mask], profile)
-    note = root / "phantom.json"
-    made_by = read_json(note) if note.exists() else {"made_by": "BraTS 2020 layout"}
 
     calls = [
         delayed(prepare)(subject, grid, out, source)
@@ -246,7 +268,7 @@ def build(
     for _ in _progress("preparing", calls, jobs):
         pass
     settings = {"source": made_by, "subjects": len(names), "split_seed": profile.split.seed}
-    write_index(out, grid, CONTRASTS, parts, settings)
+    write_index(out, grid, contrasts, parts, settings)
     return Cohort(out)
 
 

@@ -124,9 +124,12 @@ def train(
     ],
     cohort: CohortOption,
     out: Annotated[Path, typer.Option(help="Folder for weights, log and checkpoint.")],
+    init: Annotated[
+        Path | None, typer.Option(help="Weights of such a model to start from: fine-tuning.")
+    ] = None,
     profile: ProfileOption = "demo",
     encoder: Annotated[
-        Path | None, typer.Option(help="Weights of the content encoder, if not those in OUT.")
+        Path | None, typer.Option(help="The encoder it needs; else OUT/encoder.safetensors.")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -146,11 +149,11 @@ def train(
     command = f"odereg train {model} --profile {profile}"
     common = (model, settings, Cohort(cohort), out, choose_device(device), command)
     if model in settings.encoders:
-        weights = gan.train(*common)
+        weights = gan.train(*common, init)
     elif model in settings.baselines:
-        weights = baselines.train(*common)
+        weights = baselines.train(*common, encoder, init)
     else:
-        weights = registration.train(*common, encoder)
+        weights = registration.train(*common, encoder, init)
     print(f"weights: {weights}")
 
 

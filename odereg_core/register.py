@@ -36,7 +36,7 @@ from odereg_core.volume import (
 from odereg_core.weights import load_model, shipped
 
 REGISTER_TRANSFORMS = ("rigid", "bspline", "dense", "rigid+bspline", "rigid+dense")
-REFINE_LR = {"rigid": 0.002, "bspline": 0.01, "dense": 0.01}
+REFINE_LR = {"rigid": 0.005, "bspline": 0.03, "dense": 0.03}
 """Of `refine`, in units of theta's range."""
 LAMBDA_REG = {"rigid": 0.0, "bspline": 2.0, "dense": 10.0}
 """The paper's (section 3.1)."""

@@ -20,7 +20,7 @@ from odereg_core.warp import warp
 
 Image = Float[Tensor, "b 1 x y z"]
 Displacement = Float[Tensor, "b 3 x y z"]
-CHANNELS = (16, 32, 32, 32, 32)
+CHANNELS = (16, 32, 32, 32, 32, 32)
 CUBE = 32
 """The affine network sees its images averaged to so many voxels an axis or fewer."""
 
@@ -30,17 +30,16 @@ class VoxelMorph(nn.Module):
 
     FORMAT = "odereg-voxelmorph-1"
 
-    def __init__(self, levels: int = len(CHANNELS)):
+    def __init__(self):
         super().__init__()
-        self.levels = levels
-        self.unet = VoxelMorphUNet(3, 2, 32, CHANNELS[:levels], (16, 16))
+        self.unet = VoxelMorphUNet(3, 2, 32, CHANNELS, (16, 16))
         *_, last = (m for m in self.unet.modules() if isinstance(m, nn.Conv3d))
         nn.init.normal_(last.weight, std=1e-5)
         nn.init.zeros_(last.bias)
 
     def forward(self, moving: Image, fixed: Image, grid: Grid) -> Displacement:
         x = torch.cat([moving, fixed], dim=1)
-        rest = [(-n) % 2**self.levels for n in grid.shape]
+        rest = [(-n) % 2 ** (len(CHANNELS) // 2 + 1) for n in grid.shape]
         padded = F.pad(x, (0, rest[2], 0, rest[1], 0, rest[0]))
         found = self.unet(padded.contiguous(memory_format=torch.channels_last_3d))
         x, y, z = grid.shape
@@ -49,7 +48,7 @@ class VoxelMorph(nn.Module):
 
     def describe(self) -> dict:
         """What is needed to build the model again."""
-        return {"levels": self.levels}
+        return {}
 
     @classmethod
     def build(cls, spec: dict) -> VoxelMorph:
@@ -92,11 +91,10 @@ class Rcn(nn.Module):
 
     FORMAT = "odereg-rcn-1"
 
-    def __init__(self, cascades: int = 2, levels: int = len(CHANNELS)):
+    def __init__(self, cascades: int = 2):
         super().__init__()
-        self.options = {"cascades": cascades, "levels": levels}
         self.affine = AffineRegression()
-        self.dense = nn.ModuleList(VoxelMorph(levels) for _ in range(cascades))
+        self.dense = nn.ModuleList(VoxelMorph() for _ in range(cascades))
 
     def stages(
         self, moving: Image, fixed: Image, grid: Grid
@@ -121,7 +119,7 @@ class Rcn(nn.Module):
 
     def describe(self) -> dict:
         """What is needed to build the model again."""
-        return dict(self.options)
+        return {"cascades": len(self.dense)}
 
     @classmethod
     def build(cls, spec: dict) -> Rcn:

@@ -187,12 +187,13 @@ def train(
     out: Path,
     device: str,
     command: str = "",
+    encoder: Path | None = None,
     init: Path | None = None,
 ) -> Path:
     """Train the baseline `name` of a profile: `<name>.safetensors`, its `.json` and `.log.csv` in
     `out`.
 
-    A baseline on translated images takes `encoder.safetensors` from `out`. Goes on from
+    A baseline on translated images takes `encoder`, or `encoder.safetensors` in `out`. Goes on from
     `<name>.checkpoint.safetensors` where there is one. Raises InputError for an `init`: baselines
     start from nothing. Returns the weights file.
     """
@@ -202,7 +203,7 @@ def train(
     section = profile.baselines[name]
     translator = None
     if section.translated:
-        translator = load_model(out / "encoder.safetensors", device, Disentangler)
+        translator = load_model(encoder or out / "encoder.safetensors", device, Disentangler)
     trainer = BaselineTrainer(section, cohort, device, translator)
     checkpoint = Checkpoint(
         out / f"{name}.checkpoint.safetensors", trainer.model, trainer.optimizer

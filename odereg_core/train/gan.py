@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odereg_core.cohort import Cohort, Subject
-from odereg_core.files import atomic, provenance, write_json
+from odereg_core.files import atomic, provenance, sha256, write_json
 from odereg_core.networks.disentangle import Code, Critic, Disentangler, Stack
 from odereg_core.pairs import pair_keys
 from odereg_core.profiles import EncoderSection, Profile
@@ -24,6 +24,7 @@ from odereg_core.train.loop import (
     mixed_precision,
     origin,
     run,
+    start_from,
     step_generator,
 )
 from odereg_core.transforms import Rigid
@@ -338,16 +339,25 @@ def content_similarity(model: Disentangler, stacks_an_axis: int = 5) -> ContentS
 
 
 def train(
-    name: str, profile: Profile, cohort: Cohort, out: Path, device: str, command: str = ""
+    name: str,
+    profile: Profile,
+    cohort: Cohort,
+    out: Path,
+    device: str,
+    command: str = "",
+    init: Path | None = None,
 ) -> Path:
     """Train the encoder `name` of a profile: `<name>.safetensors`, its `.json`, `.log.csv` and
     `.swaps.png` in `out`.
 
-    Goes on from `<name>.checkpoint.safetensors` where there is one. Returns the weights file.
+    `init`: weights of the same kind of translator to start from; the critics start anew. Goes on
+    from `<name>.checkpoint.safetensors` where there is one. Returns the weights file.
     """
     check(cohort, profile)
     section = profile.encoders[name]
     trainer = GanTrainer(section, cohort, device)
+    if init:
+        start_from(trainer.translator, init)
     checkpoint = Checkpoint(
         out / f"{name}.checkpoint.safetensors", trainer.model, trainer.optimizer
     )
@@ -376,6 +386,7 @@ def train(
         weights.with_suffix(".json"),
         {
             **origin(command, profile, section, cohort),
+            "init": init and sha256(init),
             "steps": section.steps,
             "samples": section.steps * section.batch * 2 * (1 + section.critic_steps),
             "seconds": round(checkpoint.seconds, 1),

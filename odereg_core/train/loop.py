@@ -14,7 +14,10 @@ from tqdm.auto import tqdm
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.files import atomic, load_tensors, save_tensors
+from odereg_core.msodenet import MSODENet
+from odereg_core.networks.disentangle import Disentangler
 from odereg_core.profiles import BaselineSection, EncoderSection, ModelSection, Profile
+from odereg_core.weights import load_model
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -37,6 +40,20 @@ def check(cohort: Cohort, profile: Profile) -> None:
     for split in ("train", "val"):
         if not cohort.names(split):
             raise InputError(f"{cohort.folder}: no subject is for '{split}', so nothing can train")
+
+
+def start_from(model: MSODENet | Disentangler, init: Path) -> None:
+    """Give a model the weights of one like it. Raises InputError where kind, grid or network
+    differ."""
+    other = load_model(init, next(model.parameters()).device, type(model))
+    theirs = other.describe()
+    for key, ours in model.describe().items():
+        if key not in ("solvers", "time", "gain") and theirs[key] != ours:
+            raise InputError(f"{init}: its {key} is {theirs[key]}, that of the profile {ours}")
+    try:
+        model.load_state_dict(other.state_dict())
+    except RuntimeError:
+        raise InputError(f"{init}: it has not as many scales as the profile's model") from None
 
 
 def origin(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odereg_core.cohort import Cohort
-from odereg_core.files import provenance, write_json
+from odereg_core.files import provenance, sha256, write_json
 from odereg_core.losses import regularity, self_loss, velocity_loss
 from odereg_core.metrics import rmse_phi
 from odereg_core.msodenet import MSODENet, pyramid
@@ -19,8 +19,10 @@ from odereg_core.networks.disentangle import Disentangler
 from odereg_core.ode import Solver
 from odereg_core.pairs import Pair, pair_keys, simulate
 from odereg_core.profiles import ModelSection, Profile, Stage
+from odereg_core.seen import KEY
 from odereg_core.similarity import ContentSimilarity, MutualInformation, Similarity
 from odereg_core.train.augment import augment
+from odereg_core.train.calibrate import measure
 from odereg_core.train.draws import motion, state, stretch, stretched, uniform
 from odereg_core.train.loop import (
     Checkpoint,
@@ -29,6 +31,7 @@ from odereg_core.train.loop import (
     mixed_precision,
     origin,
     run,
+    start_from,
     step_generator,
 )
 from odereg_core.warp import warp
@@ -92,10 +95,13 @@ class Trainer:
     cohort: Cohort
     device: str
     similarity: Similarity | None = None
+    init: Path | None = None
 
     def __post_init__(self) -> None:
         self.section = self.profile.models[self.transform]
         self.model = build(self.transform, self.profile, self.section).to(self.device)
+        if self.init:
+            start_from(self.model, self.init)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.section.stages[0].lr)
         self.ends = [0]
         for stage in self.section.stages:
@@ -130,7 +136,8 @@ class Trainer:
         """One step of Adam."""
         stage, progress = self.stage(number)
         volumes = self.use(stage)
-        if stage.objective == "velocity" and stage.scales > 1 and number in self.ends:
+        warm_up = stage.objective == "velocity" and not self.init
+        if warm_up and stage.scales > 1 and number in self.ends:
             networks = self.model.networks
             networks[stage.scales - 1].inherit(networks[stage.scales - 2])  # type: ignore[operator]
         for group in self.optimizer.param_groups:
@@ -252,18 +259,20 @@ def train(
     device: str,
     command: str = "",
     encoder: Path | None = None,
+    init: Path | None = None,
 ) -> Path:
     """Train a model and write `<transform>.safetensors`, its provenance `.json` and `.log.csv`
     to `out`.
 
-    `encoder`: the weights of E^c for L_sim; `encoder.safetensors` in `out` unless given. Goes on
+    `encoder`: the weights of E^c for L_sim; `encoder.safetensors` in `out` unless given. `init`:
+    weights of the same kind of model to start from rather than from none. Goes on
     from `<transform>.checkpoint.safetensors` where there is one; on the CPU the result is then the
     same to the bit as an uninterrupted run's. Returns the weights file.
     """
     check(cohort, profile)
     section = profile.models[transform]
     similarity = similarity_of(section, encoder or out / "encoder.safetensors", device)
-    trainer = Trainer(transform, profile, cohort, device, similarity)
+    trainer = Trainer(transform, profile, cohort, device, similarity, init)
     checkpoint = Checkpoint(
         out / f"{transform}.checkpoint.safetensors", trainer.model, trainer.optimizer
     )
@@ -282,11 +291,15 @@ def train(
     )
     trainer.model.solvers = [Solver.parse(s) for s in trainer.section.solvers]
     weights = out / f"{transform}.safetensors"
-    save_model(weights, trainer.model)
+    seen = measure(
+        trainer.model.eval(), cohort, section.augment, device, 2 * section.validation_pairs
+    )
+    save_model(weights, trainer.model, {KEY: seen.dumps()})
     write_json(
         weights.with_suffix(".json"),
         {
             **origin(command, profile, section, cohort),
+            "init": init and sha256(init),
             "steps": total,
             "samples": sum(stage.steps * stage.batch for stage in trainer.section.stages),
             "seconds": round(checkpoint.seconds, 1),

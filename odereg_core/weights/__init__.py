@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,10 +25,10 @@ def describe(model: Model) -> dict:
     return {"format": model.FORMAT, **model.describe()}
 
 
-def save_model(path: Path, model: Model) -> None:
+def save_model(path: Path, model: Model, metadata: Mapping[str, str] | None = None) -> None:
     """Write the model, weights in float16 (they lose nothing that a registration would show)."""
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    save_tensors(path, tensors, {"model": json.dumps(describe(model))})
+    save_tensors(path, tensors, {"model": json.dumps(describe(model)), **(metadata or {})})
 
 
 def load_model(

@@ -324,7 +324,7 @@ def test_real_volumes_pass_the_check():
     subjects, faults = find(DATA)
     assert [s.name for s in subjects] == ["TCGA-DU-7294", "TCGA-FG-6692"]
     assert faults == []
-    assert check(subjects[0]) == []
+    assert check(subjects[0], profile().working_grid) == []
 
 
 @real

@@ -5,12 +5,16 @@ import shutil
 import pytest
 import torch
 
-from odereg_core.files import load_tensors
+from odereg_core.cohort import Cohort
+from odereg_core.errors import InputError
+from odereg_core.files import load_tensors, read_json, save_tensors, sha256, write_json
 from odereg_core.profiles import Augmentation, load_profile
+from odereg_core.seen import load_seen
 from odereg_core.similarity import MutualInformation
 from odereg_core.train import registration
 from odereg_core.train.augment import augment, random_contrast
 from odereg_core.train.registration import Trainer, Volumes, train
+from odereg_core.weights import shipped
 
 TRANSFORMS = ("rigid", "bspline", "dense")
 
@@ -145,3 +149,56 @@ def test_a_checkpoint_of_a_finished_training_changes_nothing(tmp_path, profile, 
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     again = train("rigid", profile, tiny_cohort, tmp_path / "b", "cpu")
     assert first.read_bytes() == again.read_bytes()
+
+
+def test_fine_tuning_starts_from_the_weights_given(tmp_path, profile, tiny_cohort, untrained):
+    """Warm-up of a finer scale keeps its weights; from nothing it takes the coarser's."""
+    tensors, metadata = load_tensors(untrained / "bspline.safetensors")
+    given = {key: value + 0.1 for key, value in tensors.items()}
+    init = tmp_path / "init.safetensors"
+    save_tensors(init, given, metadata)
+    trainer = Trainer("bspline", profile, tiny_cohort, "cpu", init=init)
+    for step in (0, 5):
+        trainer.step(step)
+    for key, value in trainer.model.state_dict().items():
+        assert (value - given[key]).abs().max() < 5e-3  # two steps of Adam away
+    tuned = train("bspline", profile, tiny_cohort, tmp_path / "tuned", "cpu", init=init)
+    assert read_json(tuned.with_suffix(".json"))["init"] == sha256(init)
+    assert load_seen(tuned).facts["registrations"] == 4
+
+
+def test_fine_tuning_refuses_another_kind_grid_or_network(
+    tmp_path, profile, tiny_cohort, untrained
+):
+    def refused(init, words, chosen=profile):
+        with pytest.raises(InputError, match=words) as error:
+            train("rigid", chosen, tiny_cohort, tmp_path, "cpu", init=init)
+        assert str(init) in str(error.value) and "\n" not in str(error.value)
+
+    refused(untrained / "dense.safetensors", "its transform is dense, that of the profile rigid")
+    refused(shipped("rigid"), "its shape is .80, 80, 56., that of the profile .40, 40, 28.")
+    refused(shipped("encoder"), "weights of format")
+    section = profile.models["rigid"]
+    wide = section.model_copy(update={"network": {"width": 6, "hidden": 32}})
+    refused(
+        untrained / "rigid.safetensors",
+        "its network is",
+        profile.model_copy(update={"models": {"rigid": wide}}),
+    )
+    short = section.model_copy(update={"solvers": section.solvers[:2]})
+    refused(
+        untrained / "rigid.safetensors",
+        "as many scales",
+        profile.model_copy(update={"models": {"rigid": short}}),
+    )
+
+
+def test_a_cohort_that_cannot_train_is_refused(tmp_path, profile, tiny_cohort):
+    with pytest.raises(InputError, match="another grid than the profile 'demo'"):
+        train("rigid", load_profile("demo"), tiny_cohort, tmp_path, "cpu")
+    shutil.copytree(tiny_cohort.folder, tmp_path / "test")
+    index = read_json(tmp_path / "test" / "cohort.json")
+    index["split"] = {"train": [], "val": [], "test": tiny_cohort.names("train")}
+    write_json(tmp_path / "test" / "cohort.json", index)
+    with pytest.raises(InputError, match="no subject is for 'train'"):
+        train("rigid", profile, Cohort(tmp_path / "test"), tmp_path, "cpu")
