@@ -36,7 +36,7 @@ def sources(*folders):
 
 
 CORE = sources("grid.py", "volume.py", "warp.py", "transforms/*.py", "cohort.py", "files.py")
-MODEL = sources("ode/*.py", "networks/*.py", "msodenet.py", "motion.py", "pairs.py", "metrics.py")
+MODEL = sources("ode/*.py", "networks/*.py", "msodenet.py", "motion.py", "pairs.py", "metrics.py", "seen.py")
 TRAIN = sources("losses.py", "similarity.py", "train/*.py")
 
 
@@ -337,7 +337,7 @@ rule notebook:
         CORE,
         MODEL,
         TRAIN,
-        sources("experiments/*.py", "experiments/*.yaml", "experiments/figures/*.py", "register.py"),
+        sources("experiments/*.py", "experiments/*.yaml", "experiments/figures/*.py", "register.py", "batch.py", "optimise.py"),
     output:
         f"{RUN}/notebooks/{{name}}.ipynb",
     resources:

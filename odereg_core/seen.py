@@ -83,22 +83,22 @@ def of_result(
 ) -> dict[str, float]:
     """Measures of one registration over the fixed image's foreground: how far, and how far the
     map after the last scale lies from that after the one before."""
-    grid = result.grids[-1]
+    grid, theta = result.grids[-1], result.theta.detach()
 
     def field(theta: Tensor) -> Float[Tensor, "3 n"]:
         u = transform.displacement(theta, grid)
         return (compose(*outer, u, grid) if outer else u)[0][:, inside[0, 0]]
 
-    last = field(result.theta)
+    last = field(theta)
     measures = {}
     if isinstance(transform, Rigid):
-        measures["rotation_deg"] = math.degrees(float(result.theta[0, :3].abs().max()))
-        measures["translation_mm"] = float(result.theta[0, 3:].abs().max())
+        measures["rotation_deg"] = math.degrees(float(theta[0, :3].abs().max()))
+        measures["translation_mm"] = float(theta[0, 3:].abs().max())
     else:
-        own = transform.displacement(result.theta, grid)[0][:, inside[0, 0]]
+        own = transform.displacement(theta, grid)[0][:, inside[0, 0]]
         measures["displacement_mm"] = float(own.norm(dim=0).quantile(0.99))
     if len(result.segments) > 1:
-        before = transform.resample(result.segments[-2].theta, result.grids[-2], grid)
+        before = transform.resample(result.segments[-2].theta.detach(), result.grids[-2], grid)
         measures["scales_mm"] = float((last - field(before)).square().sum(0).mean().sqrt())
     return measures
 

@@ -26,6 +26,7 @@ from odereg_core.experiments.figures.ode import (
     work_figure,
 )
 from odereg_core.experiments.figures.results import error_figure
+from odereg_core.experiments.figures.scans import scans_figure
 from odereg_core.experiments.figures.solve import (
     scales_figure,
     theta_figure,
@@ -54,6 +55,7 @@ __all__ = [
     "pair_figure",
     "resampling_figure",
     "scales_figure",
+    "scans_figure",
     "slice_animation",
     "swap_figure",
     "theta_figure",
