@@ -49,6 +49,9 @@ results: $(READY)
 ablations: $(READY)
 	$(SNAKEMAKE)
 
+keep: $(READY)
+	PATH="$(abspath .venv/bin):$$PATH" $(BIN)odereg keep runs/$(PROFILE) --out results/$(PROFILE)
+
 test: $(READY)
 	$(BIN)python -m pytest -n 2 $(TESTS)
 

@@ -6,9 +6,10 @@ FOLDER is in IXI's layout (brain-development.org/ixi-dataset): one file a subjec
 named `<subject>-<CONTRAST>.nii.gz`, in any folders below it (IXI-T1/IXI002-Guys-0828-T1.nii.gz);
 contrasts are T1, T1CE, T2, PD and FLAIR. `data_prep.heads` writes synthetic heads in that layout.
 For each subject: the contrasts are brought to the first one by rigid registration (ANTs; their
-headers' positions start it) unless they are said to be acquired together, the skull is stripped, the brain is put where BraTS has it, and
-intensities are normalised on the profile's grid. All are test subjects. A subject that lacks a
-contrast the others have is left out, and named. A run that was cut short goes on where it stopped.
+headers' positions start it) unless they are said to be acquired together, the skull is stripped,
+the brain is put where BraTS has it, and intensities are normalised on the profile's grid. All are
+test subjects. A subject that lacks a contrast the others have is left out, and named. A run that
+was cut short goes on where it stopped.
 """
 
 from __future__ import annotations

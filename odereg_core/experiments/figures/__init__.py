@@ -1,6 +1,7 @@
 """The book's figures, a subject a module. Each takes data and returns a matplotlib figure or
 animation."""
 
+from odereg_core.experiments.figures.ablation import bars_figure, steps_figure
 from odereg_core.experiments.figures.comparison import comparison_figure, slice_animation
 from odereg_core.experiments.figures.data import montage, pair_figure
 from odereg_core.experiments.figures.encoder import (
@@ -36,6 +37,7 @@ from odereg_core.experiments.figures.training import training_figure
 
 __all__ = [
     "Animation",
+    "bars_figure",
     "comparison_figure",
     "content_figure",
     "descent_animation",
@@ -54,6 +56,7 @@ __all__ = [
     "resampling_figure",
     "scales_figure",
     "slice_animation",
+    "steps_figure",
     "swap_figure",
     "theta_figure",
     "training_figure",
