@@ -44,15 +44,12 @@ class Results:
         return f"{self.source}{size}, {subjects} test subjects, commit {', '.join(commits)}"
 
 
-def find(name: str, run: Path, profile: str) -> Results:
-    """A run's own table, else the kept one. Raises InputError where there is neither."""
+def find(name: str, run: Path, profile: str) -> Results | None:
+    """A run's own table, else the kept one, else none."""
     path = run / TABLES[name]
     if path.exists():
         return _read(path, f"this run, profile {profile}")
-    if (kept := find_kept(name, profile)) is not None:
-        return kept
-    command = "results" if name == "pairs" else "ablations"
-    raise InputError(f"{path}: not made yet; `make {command} PROFILE={profile}` makes it")
+    return find_kept(name, profile)
 
 
 def find_kept(name: str, profile: str) -> Results | None:

@@ -51,8 +51,9 @@ class Run:
         """All methods' results, a line a pair."""
         return read_results(self.folder / "results" / "pairs.csv")
 
-    def figure(self, name: str) -> Results:
-        """The results of Fig. 4a, 4b or 4c: this run's, else those kept in the repository."""
+    def figure(self, name: str) -> Results | None:
+        """The results of Fig. 4a, 4b or 4c: this run's, else those kept in the repository, else
+        none."""
         return find(name, self.folder, self.profile.name)
 
     def kept(self) -> Results | None:
