@@ -36,7 +36,7 @@ def test_bars_are_means_with_their_intervals(results):
     assert [t.get_text() for t in ax.get_xticklabels()] == ["two", "one"]
     assert fig.axes[1].patches[0].get_height() == pytest.approx(5)
     rows = results[results.variant == "steps_2"]
-    segments = ax.containers[1].lines[2][0].get_segments()
+    segments = ax.containers[0].lines[2][0].get_segments()
     assert segments[0][:, 1] == pytest.approx(interval(rows.rmse_phi_mm, rows.subject))
     assert fig.texts[0].get_text() == "a note"
     plt.close(fig)
