@@ -1,5 +1,6 @@
 # One command for each thing one does here. It sets up what it needs, and redoes only what changed.
-#   make book [PROFILE=smoke|demo|paper] [BRATS=/path/to/BraTS2020]    make test    make lint    make bench    make clean
+#   make book [PROFILE=smoke|demo|paper] [BRATS=/path/to/BraTS2020] [UNSEEN=/path/to/IXI]
+#   make results (all test pairs)    make ablations (Fig. 4)    make keep    make test    make lint    make bench    make clean
 
 PROFILE ?= demo
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -26,7 +27,7 @@ endif
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '2s/^# *//p' Makefile
+	@sed -n '2,3s/^# *//p' Makefile
 
 .venv/.ready: pyproject.toml requirements.lock
 	@echo "== making .venv and installing the pinned dependencies (about 2 GB, a few minutes)"
@@ -48,6 +49,9 @@ results: $(READY)
 
 ablations: $(READY)
 	$(SNAKEMAKE)
+
+keep: $(READY)
+	PATH="$(abspath .venv/bin):$$PATH" $(BIN)odereg keep runs/$(PROFILE) --out results/$(PROFILE)
 
 test: $(READY)
 	$(BIN)python -m pytest -n 2 $(TESTS)

@@ -93,11 +93,11 @@ def draw_build(rng: Rng, lattice: Lattice) -> Build:
 
 def shells(lattice: Lattice, brain: NDArray[np.bool_], build: Build) -> dict[str, Array]:
     """Fractions of fluid, bone, fat and muscle at the lattice's points around a brain."""
-    distance = distance_transform_edt(~brain) * lattice.spacing
+    distance = np.asarray(distance_transform_edt(~brain)) * lattice.spacing
     points = lattice.points() - np.asarray(BRAIN_CENTRE, np.float32).reshape(3, 1, 1, 1)
 
     def ellipsoid(centre: tuple[float, ...], radii: tuple[float, ...]) -> NDArray[np.bool_]:
-        size = build.size * np.reshape(radii, (3, 1, 1, 1))
+        size = build.size * np.asarray(radii).reshape(3, 1, 1, 1)
         away = (points - np.reshape(centre, (3, 1, 1, 1))) / size
         return (away**2).sum(0) + build.rough < 1
 
@@ -124,7 +124,7 @@ def head(seed: int, index: int, spacing: float) -> dict[str, tuple[NDArray, Arra
     rng, protocol, around, *contrast_streams = map(np.random.default_rng, streams)
     body = anatomy(rng, lattice, diseased=False)
     inner = dict(zip(INNER, body.fractions, strict=False))
-    brain = sum(inner.values()) > 0.5
+    brain = body.fractions[: len(INNER)].sum(0) > 0.5
     inner = {name: part * brain for name, part in inner.items()}
     outer = shells(lattice, brain, draw_build(around, lattice))
     parts = {n: inner.get(n, 0) + outer.get(n, 0) for n in TISSUES}

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import ants
 import numpy as np
@@ -84,21 +85,27 @@ def by_template(image: Tensor, grid: Grid) -> Tensor:
             aff_random_sampling_rate=0.25, aff_shrink_factors=shrink,
             aff_smoothing_sigmas=(3, 2, 1), aff_iterations=(500, 250, 100),
         )["fwdtransforms"]  # fmt: skip
-        near = ants.apply_transforms(fixed, mask, affine).numpy() > 0.5
+        near = _carried(mask, fixed, affine)
         around = binary_dilation(near, iterations=max(1, round(20 / min(grid.spacing))))
         where = to_ants(torch.from_numpy(around.astype(np.float32))[None, None], grid)
         whole = ants.registration(
             fixed, head, "SyNOnly", initial_transform=affine[0], mask=where,
             outprefix=str(folder / "syn"), syn_metric="mattes", reg_iterations=(60, 40, 0),
         )["fwdtransforms"]  # fmt: skip
-        found = ants.apply_transforms(fixed, mask, whole).numpy() > 0.5
+        found = _carried(mask, fixed, whole)
     return torch.from_numpy(_tidied(found, grid).astype(np.float32))[None, None]
+
+
+def _carried(mask: Any, fixed: Any, transforms: list[str]) -> NDArray[np.bool_]:
+    image: Any = ants.apply_transforms(fixed, mask, transforms)
+    return image.numpy() > 0.5
 
 
 def _tidied(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.bool_]:
     """The largest part, without spurs and holes narrower than about 4 mm."""
     steps = max(1, round(2 / min(grid.spacing)))
-    mask = binary_closing(binary_opening(mask, iterations=steps), iterations=steps) & mask
+    opened = binary_opening(mask, iterations=steps)
+    mask = mask & np.asarray(binary_closing(opened, iterations=steps), bool)
     parts, count = label(mask)  # type: ignore[misc] - SciPy's types miss the pair
     if count > 1:
         mask = parts == 1 + int(np.bincount(parts.ravel())[1:].argmax())

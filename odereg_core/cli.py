@@ -206,6 +206,7 @@ def evaluate(
     for method in methods.split(","):
         table = run(method, task, subjects, models, count=count, seed=seed, device=chosen)
         facts = {"profile": settings.name, "task": task, "method": method, "seed": seed}
+        facts["voxel_mm"] = subjects.grid.spacing[0]
         path = out / f"{method}.csv"
         write_results(table, path, chosen, **facts, pairs=len(table), cohort=subjects.settings)
         error = table.rmse_phi_mm.mean()
@@ -274,6 +275,17 @@ def collect(
     table, facts = run(folder, figure)
     write_table(table, out)
     write_json(out.with_suffix(".json"), facts)
+
+
+@app.command()
+def keep(
+    run: Annotated[Path, typer.Argument(help="A run's folder, as runs/demo.")],
+    out: Annotated[Path, typer.Option(help="Folder to keep them in, as results/demo.")],
+) -> None:
+    """Copy a run's results and their provenance to where later runs are shown beside them."""
+    from odereg_core.experiments.kept import keep as copy
+
+    print(", ".join(copy(run, out)), "->", out)
 
 
 @app.command()

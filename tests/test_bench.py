@@ -3,6 +3,8 @@
 import pytest
 
 from odereg_core import bench
+from odereg_core.bench import cost
+from odereg_core.profiles import load_profile
 
 
 def test_the_warp_is_measured_against_grid_sample_and_a_copy():
@@ -50,3 +52,23 @@ def test_a_claim_that_does_not_hold_is_said(monkeypatch, capsys):
     assert program.main() == 1
     shown = capsys.readouterr()
     assert "does not hold: warp: two" in shown.err and "one" in shown.out and "CPU" in shown.out
+
+
+def test_the_cost_of_trainings_is_extrapolated_from_real_steps(tiny_profile):
+    profile = load_profile(tiny_profile)
+    only = ("encoder", "rigid:1", "rigid:2", "rigid:pair")
+    table = cost.cost(profile, "cpu", 1, only).set_index("part")
+    assert list(table.index) == list(only)
+    assert table.steps.tolist()[:3] == [7, 5, 4] and (table.seconds > 0).all()
+    trained = table.drop("rigid:pair")
+    assert trained.hours.tolist() == pytest.approx(
+        (trained.seconds * trained.steps / 3600).tolist()
+    )
+    assert (table["peak GiB"] > 0.1).all()
+
+
+def test_the_stand_in_fills_about_a_brain():
+    images = cost.subject(load_profile("smoke").working_grid).images
+    litres = float((images[0] > 0).sum()) * 6**3 / 1e6
+    assert litres == pytest.approx(4 / 3 * 3.14159 * 0.70 * 0.85 * 0.65, rel=0.05)
+    assert float(images.max()) <= 1 and images.shape == (4, 40, 40, 28)

@@ -10,6 +10,7 @@ import pandas as pd
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.experiments.evaluate import read_results
+from odereg_core.experiments.kept import Results, find, find_kept
 from odereg_core.files import provenance, read_json
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
@@ -49,6 +50,15 @@ class Run:
     def results(self) -> pd.DataFrame:
         """All methods' results, a line a pair."""
         return read_results(self.folder / "results" / "pairs.csv")
+
+    def figure(self, name: str) -> Results | None:
+        """The results of Fig. 4a, 4b or 4c: this run's, else those kept in the repository, else
+        none."""
+        return find(name, self.folder, self.profile.name)
+
+    def kept(self) -> Results | None:
+        """The results of all pairs that the repository keeps, of this profile or of `demo`."""
+        return find_kept("pairs", self.profile.name)
 
     def result_facts(self) -> pd.DataFrame:
         """Where each method's numbers come from, a line a method."""

@@ -1,6 +1,7 @@
 """The book's figures, a subject a module. Each takes data and returns a matplotlib figure or
 animation."""
 
+from odereg_core.experiments.figures.ablation import bars_figure, steps_figure
 from odereg_core.experiments.figures.comparison import comparison_figure, slice_animation
 from odereg_core.experiments.figures.data import montage, pair_figure
 from odereg_core.experiments.figures.encoder import (
@@ -37,6 +38,7 @@ from odereg_core.experiments.figures.training import copies_figure, training_fig
 
 __all__ = [
     "Animation",
+    "bars_figure",
     "comparison_figure",
     "content_figure",
     "copies_figure",
@@ -57,6 +59,7 @@ __all__ = [
     "scales_figure",
     "scans_figure",
     "slice_animation",
+    "steps_figure",
     "swap_figure",
     "theta_figure",
     "training_figure",

@@ -1,0 +1,83 @@
+"""Results that the repository keeps, to be shown beside a reader's own, or where there are none."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from odereg_core.errors import InputError
+from odereg_core.experiments.evaluate import read_results
+from odereg_core.files import atomic, read_json
+
+KEPT = Path(__file__).resolve().parents[2] / "results"
+"""results/<profile> in a source tree; an installed package has none."""
+TABLES = {
+    "pairs": "results/pairs.csv",
+    "4a": "fig4/4a.csv",
+    "4b": "fig4/4b.csv",
+    "4c": "fig4/4c.csv",
+}
+"""A table's name, and where a run has it; its provenance is the `.json` beside it."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A table, a line a pair; where its numbers come from; and whose it is, in words."""
+
+    table: pd.DataFrame
+    facts: dict[str, Any]
+    source: str
+
+    @property
+    def voxel_mm(self) -> float | None:
+        """Of the grid it was computed on, if that was noted."""
+        return next((f["voxel_mm"] for f in self.facts.values() if f.get("voxel_mm")), None)
+
+    def __str__(self) -> str:
+        size = f", voxels of {self.voxel_mm:g} mm" if self.voxel_mm else ""
+        subjects = self.table["subject"].nunique()
+        commits = sorted({str(f.get("commit")) for f in self.facts.values()})
+        return f"{self.source}{size}, {subjects} test subjects, commit {', '.join(commits)}"
+
+
+def find(name: str, run: Path, profile: str) -> Results | None:
+    """A run's own table, else the kept one, else none."""
+    path = run / TABLES[name]
+    if path.exists():
+        return _read(path, f"this run, profile {profile}")
+    return find_kept(name, profile)
+
+
+def find_kept(name: str, profile: str) -> Results | None:
+    """The table that the repository keeps of this profile, else of `demo`, else none."""
+    for kept in dict.fromkeys((profile, "demo")):
+        path = KEPT / kept / Path(TABLES[name]).name
+        if path.exists():
+            return _read(path, f"kept in the repository, profile {kept}")
+    return None
+
+
+def _read(path: Path, source: str) -> Results:
+    return Results(read_results(path), read_json(path.with_suffix(".json")), source)
+
+
+def keep(run: Path, out: Path) -> list[str]:
+    """Copy a run's tables and their provenance to `out`; returns the names of those there were.
+
+    Raises InputError where the run has none.
+    """
+    found = {name: run / path for name, path in TABLES.items() if (run / path).exists()}
+    if not found:
+        raise InputError(f"{run}: has no results; `make results` makes them")
+    files = [file for path in found.values() for file in (path, path.with_suffix(".json"))]
+    for path in found.values():
+        read_results(path)
+        read_json(path.with_suffix(".json"))
+    for file in files:
+        with atomic(out / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+    return list(found)

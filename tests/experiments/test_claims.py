@@ -1,0 +1,93 @@
+"""The verdicts: on the paper's own numbers, on their opposites, and on nothing."""
+
+import pandas as pd
+import pytest
+
+from odereg_core.experiments import claims
+from odereg_core.experiments.methods import METHODS
+from odereg_core.experiments.tables import TASKS, paper_table
+
+
+def paper_evidence():
+    """Table 1 as printed, and a Fig. 4 as its text describes it."""
+    table = paper_table().xs("mean", axis=1, level=1)[claims.MEANS]
+    frame = {m: [1.0] * 5 for m in claims.MEANS}
+    fig4a = pd.DataFrame(
+        frame | {"rmse_phi_mm": [1.5, 1.6, 1.9, 1.7, 1.8]},
+        index=["full", "mi", "no_multiscale", "no_self", "no_multislice"],
+    )
+    fig4b = pd.DataFrame(
+        frame | {"rmse_phi_mm": [9.0, 7.0, 5.0, 4.0, 3.5]},
+        index=["steps_1", "steps_2", "steps_4", "steps_8", "steps_16"],
+    )
+    fig4c = table.loc["rigid+deformable"]
+    memory = pd.DataFrame({"aca": [10, 11], "backprop": [20, 40]}, index=[4, 8])
+    return claims.Evidence(table, fig4a, fig4b, fig4c, memory=memory)
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """Verdicts over rows that METHODS may not hold yet."""
+    from odereg_core.experiments.methods import Method
+
+    for i, (task, name) in enumerate(paper_table().index):
+        key = next(k for k, v in TASKS.items() if v == task)
+        monkeypatch.setitem(METHODS, f"printed_{i}", Method(name, (key,), lambda m, d: None))
+    return claims.verdicts(paper_evidence()).set_index("claim")
+
+
+def test_on_the_papers_own_numbers_its_claims_hold(printed):
+    outcome = printed["verdict"]
+    assert (outcome != "not measured").all()
+    assert (outcome == "holds").all()
+    line = printed.loc[printed["shown in"] == "Table 1, rigid"].iloc[0]
+    assert line["numbers"] == "MS-ODENet(R) 3.57 mm; ANTs 7.28, ANTs+I2I 7.54 mm"
+
+
+def test_a_claim_that_fails_is_reported_as_failing():
+    e = paper_evidence()
+    e.table1.loc[("rigid", "MS-ODENet(R)"), "rmse_phi_mm"] = 7.4
+    assert claims.rigid_beats_classical(e).outcome == "fails"
+    e.table1.loc[("deformable", "MS-ODENet(B)"), "rmse_phi_mm"] = 1.15  # 1.06 is the best of ANTs
+    e.table1.loc[("deformable", "MS-ODENet(D)"), "rmse_phi_mm"] = 2.00
+    assert claims.deformable_as_good_as_classical(e).outcome == "holds"
+    assert claims.deformable_beats_learned(e).outcome == "fails"
+    e.table1.loc[("rigid+deformable", "MS-ODENet(R+D)"), "seconds"] = 80
+    assert claims.always_faster(e).outcome == "fails"
+    e.fig4b.loc["steps_16", "rmse_phi_mm"] = 4.1
+    assert claims.steps_help(e).outcome == "fails"
+    e.fig4a.loc["mi", "rmse_phi_mm"] = 1.4
+    assert claims.every_part_helps(e).outcome == "fails"
+    assert claims.ants_suffers_from_rotation(e).outcome == "holds"
+    e.table1.loc[("rigid+deformable", "ANTs"), "rmse_phi_mm"] = 1.3
+    assert claims.ants_suffers_from_rotation(e).outcome == "fails"
+
+
+def test_of_nothing_nothing_is_said():
+    table = claims.verdicts(claims.evidence(None))
+    assert (table["verdict"] == "not measured").all()
+
+
+def test_tables_of_different_grids_are_not_compared():
+    e = paper_evidence()
+    apart = claims.Evidence(e.table1, e.fig4a, e.fig4b, e.fig4c, one_grid=False)
+    verdict = claims.ablated_beat_learned(apart)
+    assert verdict.outcome == "not measured" and "different grids" in verdict.numbers
+
+
+def test_evidence_comes_from_tidy_tables():
+    rows = pd.DataFrame(
+        [
+            {"task": "rigid", "method": m, "rmse_phi_mm": e, "rmse_x": 0, "dice": 0, "seconds": s}
+            for m, e, s in (
+                ("ants_rigid", 4.0, 9.0), ("ants_rigid", 6.0, 11.0), ("msodenet_r", 2.0, 1.0),
+            )
+        ]
+    )  # fmt: skip
+    e = claims.evidence(rows)
+    assert e.table1.loc[("rigid", "ANTs"), "rmse_phi_mm"] == 5
+    assert claims.rigid_beats_classical(e) == claims.Verdict(
+        "holds", "MS-ODENet(R) 2.00 mm; ANTs 5.00 mm"
+    )
+    assert claims.always_faster(e).numbers.endswith("rigid 10.0")
+    assert claims.hybrid_beats_classical(e).outcome == "not measured"
