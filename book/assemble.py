@@ -55,9 +55,16 @@ CODE_LINES_A_MINUTE = 10
 
 
 def dress(notebook: nbformat.NotebookNode) -> None:
-    """Give an executed notebook what only its page needs: how long it takes, below the title, and
-    each picture's alternative text, which is the text the figure itself has for a cell's output
-    (odereg_core.experiments.figures.style.Described)."""
+    """Give an executed notebook what only its page needs.
+
+    Below the title, how long it takes; the parameters that were set, in place of the defaults; each
+    picture's alternative text, which is the text the figure itself has for a cell's output
+    (odereg_core.experiments.figures.style.Described).
+    """
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    if any("injected-parameters" in t for t in tags):
+        kept = [c for c, t in zip(notebook.cells, tags, strict=True) if "parameters" not in t]
+        notebook.cells = kept
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})

@@ -16,6 +16,7 @@ from odereg_core.experiments.figures.motion import (
     transform_figure,
 )
 from odereg_core.experiments.figures.ode import (
+    Problem,
     descent_animation,
     descent_figure,
     descent_frame,
@@ -35,6 +36,7 @@ from odereg_core.experiments.figures.training import copies_figure, training_fig
 
 __all__ = [
     "Animation",
+    "Problem",
     "content_figure",
     "copies_figure",
     "descent_animation",
