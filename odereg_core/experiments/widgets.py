@@ -235,7 +235,9 @@ def volume_explorer(subject: Subject, grid: Grid, contrast: int = 0) -> Any:
     """A volume to be turned and cut in three dimensions (NiiVue, which needs WebGL2). Without a
     kernel: its three middle planes."""
     if not live():
-        return planes_figure(subject, contrast)
+        fig = planes_figure(subject, contrast)
+        plt.close(fig)  # it is the cell's value; the notebook would show it twice
+        return fig
     from ipyniivue import NiiVue
 
     with TemporaryDirectory() as folder:

@@ -33,14 +33,15 @@ def montage(cohort: Cohort, names: Sequence[str]) -> Figure:
         figsize=(2 * len(contrasts) + 2, 2 * len(names)),
         squeeze=False,
     )
+    heads = (*contrasts, "tumour")
     for row, name in zip(axes, names, strict=True):
         subject = cohort.load(name)
         at = cohort.grid.shape[2] // 2
         if subject.seg is not None and subject.seg.any():
             at = int((subject.seg > 0).sum((0, 1)).argmax())
-        for ax, contrast, image in zip(row, contrasts, subject.images, strict=False):
-            show(ax, cut(image, at=at), contrast if row is axes[0] else "")
-        show(row[-1], cut(subject.images[-1], at=at), "tumour" if row is axes[0] else "")
+        for ax, image in zip(row, subject.images, strict=False):
+            show(ax, cut(image, at=at))
+        show(row[-1], cut(subject.images[-1], at=at))
         if subject.seg is not None:
             seg = cut(subject.seg, at=at)
             for label, colour in LABEL_COLOURS.items():
@@ -49,6 +50,8 @@ def montage(cohort: Cohort, names: Sequence[str]) -> Figure:
         row[0].text(
             -0.08, 0.5, name[-3:], transform=row[0].transAxes, rotation=90, va="center", fontsize=8
         )
+    for ax, head in zip(axes[0], heads, strict=True):
+        ax.set_title(head)
     fig.tight_layout(pad=0.2)
     fig.alt = (
         f"Axial slices of {len(names)} subjects, a row each, in {', '.join(contrasts)}, and the "
