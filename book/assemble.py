@@ -21,6 +21,7 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
+import yaml
 
 HERE = Path(__file__).resolve().parent
 MATHJAX = "https://registry.npmjs.org/mathjax/-/mathjax-3.2.2.tgz"
@@ -55,9 +56,16 @@ CODE_LINES_A_MINUTE = 10
 
 
 def dress(notebook: nbformat.NotebookNode) -> None:
-    """Give an executed notebook what only its page needs: how long it takes, below the title, and
-    each picture's alternative text, which is the text the figure itself has for a cell's output
-    (odereg_core.experiments.figures.style.Described)."""
+    """Give an executed notebook what only its page needs.
+
+    Below the title, how long it takes; the parameters that were set, in place of the defaults; each
+    picture's alternative text, which is the text the figure itself has for a cell's output
+    (odereg_core.experiments.figures.style.Described).
+    """
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    if any("injected-parameters" in t for t in tags):
+        kept = [c for c, t in zip(notebook.cells, tags, strict=True) if "parameters" not in t]
+        notebook.cells = kept
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
@@ -86,6 +94,18 @@ def time_needed(notebook: nbformat.NotebookNode) -> str:
     return f":::{{div}} chapter-time\n{text}\n:::\n"
 
 
+def launch_from(repository: str, config: Path) -> None:
+    """Buttons that open a chapter on Binder or Colab, from the repository at this address."""
+    settings = yaml.safe_load(config.read_text())
+    settings["repository"] = {"url": repository, "branch": "main"}
+    settings["launch_buttons"] |= {
+        "notebook_interface": "jupyterlab",
+        "binderhub_url": "https://mybinder.org",
+        "colab_url": "https://colab.research.google.com",
+    }
+    config.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
 def build(notebooks: Path, out: Path, cache: Path) -> Path:
     """Assemble the sources, build, and swap the result into `out`. Returns its index page."""
     partial = out.with_name(f".{out.name}.partial")
@@ -98,6 +118,8 @@ def build(notebooks: Path, out: Path, cache: Path) -> Path:
         notebook = nbformat.read(path, 4)
         dress(notebook)
         nbformat.write(notebook, partial / "notebooks" / path.name)
+    if repository := os.environ.get("ODEREG_REPOSITORY"):
+        launch_from(repository, partial / "_config.yml")
     extra = partial / "extra" / "mathjax"
     extra.mkdir(parents=True)
     shutil.copy(mathjax(cache), extra)

@@ -9,25 +9,45 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from odereg_core.cohort import Subject
+from odereg_core.cohort import CONTRASTS, Subject
 from odereg_core.experiments.comparison import Comparison, compare
 from odereg_core.experiments.figures.comparison import comparison_figure, slice_animation
+from odereg_core.experiments.figures.data import (
+    draw_joint,
+    joint_animation,
+    joint_figure,
+    planes_figure,
+)
 from odereg_core.experiments.figures.motion import transform_animation, transform_figure
-from odereg_core.experiments.figures.ode import descent_animation, descent_frame
+from odereg_core.experiments.figures.ode import (
+    Problem,
+    descent_animation,
+    descent_frame,
+    solver_animation,
+    solver_frame,
+)
+from odereg_core.experiments.figures.solve import Trajectory, trajectory_animation
 from odereg_core.experiments.figures.style import Animation
 from odereg_core.experiments.run import Run
 from odereg_core.grid import Grid
 from odereg_core.motion import Drawn
-from odereg_core.pairs import PairKey
-from odereg_core.transforms import BSpline
+from odereg_core.msodenet import Registration
+from odereg_core.pairs import Pair, PairKey
+from odereg_core.transforms import BSpline, Transform
+from odereg_core.volume import save_nifti
 
 
 def live() -> bool:
@@ -76,21 +96,32 @@ def _panel(subject: Subject, grid: Grid) -> Any:
     angles = [slider(widgets.IntSlider, f"{axis} / °", -75, 75, 5) for axis in "xyz"]
     strength = slider(widgets.IntSlider, "noise / mm", 0, 16, 1)
     seed = slider(widgets.IntSlider, "seed", 0, 20, 1)
+
+    def draw() -> Figure:
+        u = hybrid([a.value for a in angles], strength.value, seed.value, grid)
+        return transform_figure(subject, grid, {"where φ looks": u})
+
+    sliders = widgets.HBox([widgets.VBox(angles), widgets.VBox([strength, seed])])
+    return _following([*angles, strength, seed], draw, sliders)
+
+
+def _following(controls: Sequence[Any], draw: Callable[[], Figure], head: Any = None) -> Any:
+    """The controls above a picture that is drawn anew whenever one of them changes."""
+    import ipywidgets as widgets
+
     picture = widgets.Image(format="png")
 
     def redraw(_: object = None) -> None:
-        u = hybrid([a.value for a in angles], strength.value, seed.value, grid)
-        fig = transform_figure(subject, grid, {"where φ looks": u})
+        fig = draw()
         buffer = io.BytesIO()
         fig.savefig(buffer, format="png")
         plt.close(fig)
         picture.value = buffer.getvalue()
 
-    for control in (*angles, strength, seed):
+    for control in controls:
         control.observe(redraw, "value")
     redraw()
-    sliders = [widgets.VBox(angles), widgets.VBox([strength, seed])]
-    return widgets.VBox([widgets.HBox(sliders), picture])
+    return widgets.VBox([head or widgets.HBox(controls), picture])
 
 
 def _steps(subject: Subject, grid: Grid) -> Animation:
@@ -119,19 +150,107 @@ def descent_explorer(bowl: Tensor, start: Tensor) -> Any:
     import ipywidgets as widgets
 
     step = widgets.FloatSlider(value=0.1, min=0.01, max=0.25, step=0.01, description="step")
-    picture = widgets.Image(format="png")
 
-    def redraw(_: object = None) -> None:
+    def draw() -> Figure:
         fig = plt.figure(figsize=(7, 3.2))
         descent_frame(fig, bowl, start, step.value)
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format="png")
-        plt.close(fig)
-        picture.value = buffer.getvalue()
+        return fig
 
-    step.observe(redraw, "value")
-    redraw()
-    return widgets.VBox([step, picture])
+    return _following([step], draw, step)
+
+
+def solver_explorer(problem: Problem) -> Any:
+    """A choice of solver and a slider for its step or tolerance; the solution and the steps taken
+    follow. Without a kernel: some solvers, one after the other."""
+    if not live():
+        note = "<p>In a running notebook: a choice and a slider. Here: some of their positions.</p>"
+        solvers = ["F(0.2)", "F(0.1)", "F(0.05)", "A(0.1)", "A(0.01)", "A(0.001)", "A(0.0001)"]
+        return Animation(note + solver_animation(problem, solvers))
+    import ipywidgets as widgets
+
+    kind = widgets.Dropdown(
+        options={"Euler, F(dt)": "F", "Heun, fixed step": "heun2", "adaptive Heun, A(eps)": "A"},
+        description="solver",
+    )
+    value = widgets.FloatLogSlider(value=0.1, min=-4, max=-0.7, step=0.1, description="dt or eps")
+
+    def draw() -> Figure:
+        fig = plt.figure(figsize=(8, 3))
+        size = value.value if kind.value == "A" else max(value.value, 1e-3)
+        solver_frame(fig, problem, f"{kind.value}({size:.2g})")
+        return fig
+
+    return _following([kind, value], draw)
+
+
+def trajectory_explorer(
+    result: Registration, pair: Pair, transform: Transform | None = None
+) -> Any:
+    """Sliders for the scale and for the accepted step within it; the warped image and the error
+    follow. Without a kernel: all steps, one after the other."""
+    if not live():
+        return trajectory_animation(result, pair, transform)
+    import ipywidgets as widgets
+
+    trajectory = Trajectory(result, pair, transform)
+    places = [[i for i, step in enumerate(trajectory.steps) if step[0] == k]
+              for k in range(len(result.segments))]  # fmt: skip
+    scale = widgets.IntSlider(value=1, min=1, max=len(places), description="scale")
+    step = widgets.IntSlider(value=0, min=0, max=len(places[0]) - 1, description="step")
+
+    def limit(change: Any) -> None:
+        step.value, step.max = 0, len(places[change["new"] - 1]) - 1
+
+    def draw() -> Figure:
+        fig, axes = trajectory.figure()
+        at = places[scale.value - 1]
+        trajectory.draw(axes, at[min(step.value, len(at) - 1)])
+        return fig
+
+    scale.observe(limit, "value")
+    return _following([scale, step], draw)
+
+
+def contrast_explorer(subject: Subject) -> Any:
+    """Two choices of contrast; their slices and joint histogram follow. Without a kernel: some
+    pairs of contrasts, one after the other."""
+    if not live():
+        note = "<p>In a running notebook: two choices. Here: all pairs, one after the other.</p>"
+        pairs = list(combinations(range(len(subject.images)), 2))
+        return Animation(note + joint_animation(subject, pairs))
+    import ipywidgets as widgets
+
+    options = {name: k for k, name in enumerate(CONTRASTS[: len(subject.images)])}
+    one, two = (
+        widgets.Dropdown(options=options, value=k, description=name)
+        for k, name in enumerate(("moving", "fixed"))
+    )
+
+    def draw() -> Figure:
+        fig, axes = joint_figure()
+        draw_joint(axes, subject, (one.value, two.value))
+        return fig
+
+    return _following([one, two], draw)
+
+
+def volume_explorer(subject: Subject, grid: Grid, contrast: int = 0) -> Any:
+    """A volume to be turned and cut in three dimensions (NiiVue, which needs WebGL2). Without a
+    kernel: its three middle planes."""
+    if not live():
+        fig = planes_figure(subject, contrast)
+        plt.close(fig)  # it is the cell's value; the notebook would show it twice
+        return fig
+    from ipyniivue import NiiVue
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"{subject.name}.nii.gz"
+        affine = np.diag([*grid.spacing, 1.0])
+        affine[:3, 3] = [-(n - 1) * s / 2 for n, s in zip(grid.shape, grid.spacing, strict=True)]
+        save_nifti(path, subject.images[contrast].numpy(), affine)
+        viewer = NiiVue(height=400)
+        viewer.load_volumes([{"path": str(path)}])
+    return viewer
 
 
 def comparison_explorer(run: Run, task: str = "deformable", first: Comparison | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 
 import matplotlib
 import numpy as np
@@ -10,9 +11,16 @@ import torch
 from matplotlib.image import imread
 
 from odereg_core.cohort import Subject
-from odereg_core.experiments.figures import move
+from odereg_core.experiments.figures import Problem, move
 from odereg_core.experiments.figures.style import Animation
-from odereg_core.experiments.widgets import _light, hybrid, transform_explorer
+from odereg_core.experiments.widgets import (
+    _light,
+    contrast_explorer,
+    hybrid,
+    solver_explorer,
+    transform_explorer,
+    volume_explorer,
+)
 from odereg_core.grid import Grid
 from odereg_core.metrics import dice
 from odereg_core.motion import MOTIONS
@@ -99,3 +107,39 @@ def test_a_large_subject_is_shown_coarser(subject):
     assert light.seg.shape == grid.shape and light.seg.any()
     assert light.images.mean() == pytest.approx(float(subject.images.mean()), rel=1e-4)
     assert _light(subject, GRID)[1] == GRID
+
+
+def test_the_solver_panel_follows_its_choice(monkeypatch):
+    monkeypatch.delenv("ODEREG_STATIC", raising=False)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    problem = Problem(lambda t, y: -y, one, 1.0, lambda t: one * math.exp(-t))
+    controls, picture = solver_explorer(problem).children
+    kind, value = controls.children
+    seen = {picture.value}
+    for name in ("A", "heun2"):
+        kind.value = name
+        seen.add(picture.value)
+    value.value = 0.02
+    assert len(seen | {picture.value}) == 4
+    monkeypatch.setenv("ODEREG_STATIC", "1")
+    page = solver_explorer(problem)
+    assert page.count("data:image/png") == 7 and 'alt="A solution' in page
+
+
+def test_the_contrast_panel_follows_its_choice(subject, monkeypatch):
+    monkeypatch.delenv("ODEREG_STATIC", raising=False)
+    controls, picture = contrast_explorer(subject).children
+    before = picture.value
+    controls.children[1].value = 0
+    assert picture.value != before
+    monkeypatch.setenv("ODEREG_STATIC", "1")
+    assert contrast_explorer(subject).count("data:image/png") == 1  # one pair of two contrasts
+
+
+def test_a_volume_in_three_dimensions_and_on_a_page(subject, monkeypatch):
+    monkeypatch.delenv("ODEREG_STATIC", raising=False)
+    viewer = volume_explorer(subject, GRID)
+    assert viewer.volumes[0].name == "ball.nii.gz"
+    monkeypatch.setenv("ODEREG_STATIC", "1")
+    fig = volume_explorer(subject, GRID)
+    assert len(fig.axes) == 3 and repr(fig) == fig.alt

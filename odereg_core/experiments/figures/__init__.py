@@ -18,6 +18,7 @@ from odereg_core.experiments.figures.motion import (
     transform_figure,
 )
 from odereg_core.experiments.figures.ode import (
+    Problem,
     descent_animation,
     descent_figure,
     descent_frame,
@@ -38,6 +39,7 @@ from odereg_core.experiments.figures.training import copies_figure, training_fig
 
 __all__ = [
     "Animation",
+    "Problem",
     "bars_figure",
     "comparison_figure",
     "content_figure",

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from odereg_core.cohort import Cohort
-from odereg_core.experiments.figures.style import LABEL_COLOURS, cut, show, subplots
+from odereg_core.cohort import CONTRASTS, Cohort, Subject
+from odereg_core.experiments.figures.style import (
+    LABEL_COLOURS,
+    Animation,
+    Described,
+    animate,
+    cut,
+    show,
+    subplots,
+)
 from odereg_core.metrics import rmse_phi
 from odereg_core.pairs import Pair
 from odereg_core.warp import warp
@@ -23,14 +33,15 @@ def montage(cohort: Cohort, names: Sequence[str]) -> Figure:
         figsize=(2 * len(contrasts) + 2, 2 * len(names)),
         squeeze=False,
     )
+    heads = (*contrasts, "tumour")
     for row, name in zip(axes, names, strict=True):
         subject = cohort.load(name)
         at = cohort.grid.shape[2] // 2
         if subject.seg is not None and subject.seg.any():
             at = int((subject.seg > 0).sum((0, 1)).argmax())
-        for ax, contrast, image in zip(row, contrasts, subject.images, strict=False):
-            show(ax, cut(image, at=at), contrast if row is axes[0] else "")
-        show(row[-1], cut(subject.images[-1], at=at), "tumour" if row is axes[0] else "")
+        for ax, image in zip(row, subject.images, strict=False):
+            show(ax, cut(image, at=at))
+        show(row[-1], cut(subject.images[-1], at=at))
         if subject.seg is not None:
             seg = cut(subject.seg, at=at)
             for label, colour in LABEL_COLOURS.items():
@@ -39,6 +50,8 @@ def montage(cohort: Cohort, names: Sequence[str]) -> Figure:
         row[0].text(
             -0.08, 0.5, name[-3:], transform=row[0].transAxes, rotation=90, va="center", fontsize=8
         )
+    for ax, head in zip(axes[0], heads, strict=True):
+        ax.set_title(head)
     fig.tight_layout(pad=0.2)
     fig.alt = (
         f"Axial slices of {len(names)} subjects, a row each, in {', '.join(contrasts)}, and the "
@@ -62,4 +75,46 @@ def pair_figure(
         show(column[1], cut(image, axis=0))
     fig.tight_layout(pad=0.3)
     fig.alt = f"An axial and a sagittal slice of: {', '.join(name for name, _ in pictures)}."
+    return fig
+
+
+def draw_joint(axes: Sequence[Axes], subject: Subject, contrasts: tuple[int, int]) -> None:
+    """Two contrasts of a subject, and how often each pair of their intensities occurs in the
+    brain."""
+    for ax in axes:
+        ax.clear()
+    pictures = [subject.images[k] for k in contrasts]
+    for ax, k, picture in zip(axes[:2], contrasts, pictures, strict=True):
+        show(ax, cut(picture), CONTRASTS[k])
+    x, y = (picture[subject.mask].numpy() for picture in pictures)
+    counts, *_ = np.histogram2d(x, y, bins=48, range=[[0, 1], [0, 1]])
+    axes[2].imshow(np.log1p(counts).T, origin="lower", extent=(0, 1, 0, 1), cmap="viridis")
+    axes[2].set(xlabel=CONTRASTS[contrasts[0]], ylabel=CONTRASTS[contrasts[1]])
+    axes[2].set_title("both together, in the brain")
+
+
+def joint_figure() -> tuple[Described, Sequence[Axes]]:
+    """Empty axes for `draw_joint`."""
+    fig, axes = subplots(1, 3, figsize=(8.4, 3), layout="constrained")
+    fig.alt = "A slice in two contrasts, and the joint histogram of their intensities in the brain."
+    return fig, axes
+
+
+def joint_animation(subject: Subject, pairs: Sequence[tuple[int, int]]) -> Animation:
+    """One pair of contrasts after the other."""
+    fig, axes = joint_figure()
+
+    def frame(i: int) -> list:
+        draw_joint(axes, subject, pairs[i])
+        return []
+
+    return animate(fig, frame, len(pairs))
+
+
+def planes_figure(subject: Subject, contrast: int = 0) -> Figure:
+    """The three middle planes of a volume."""
+    fig, axes = subplots(1, 3, figsize=(8.4, 3), layout="constrained")
+    for ax, axis, name in zip(axes, (2, 1, 0), ("axial", "coronal", "sagittal"), strict=True):
+        show(ax, cut(subject.images[contrast], axis=axis), name)
+    fig.alt = f"The middle axial, coronal and sagittal planes of a subject's {CONTRASTS[contrast]}."
     return fig

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from odereg_core.experiments.figures.style import (
+    GREEN,
     LINES,
     OURS,
     START,
@@ -97,6 +99,51 @@ def descent_animation(bowl: Tensor, start: Tensor, steps: Sequence[float]) -> An
         return []
 
     return animate(fig, frame, len(steps))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An ODE whose solution is known: f(t, theta), theta at 0, the end, and theta as a function of
+    t, both (1, n)."""
+
+    f: Callable[[Tensor, Tensor], Tensor]
+    start: Tensor
+    end: float
+    exact: Callable[[float], Tensor]
+
+
+def solver_frame(fig: Figure, problem: Problem, solver: str) -> None:
+    """What one solver makes of a problem: left theta and its steps, right the length of each."""
+    fig.clear()
+    left, right = fig.subplots(1, 2)
+    found = integrate(
+        problem.f, problem.start, 0.0, problem.end, solver=solver, trajectory=True, budget=20_000
+    )
+    times = np.linspace(0, problem.end, 200)
+    exact = torch.cat([problem.exact(float(t)) for t in times])
+    states = torch.cat(found.states)
+    for k, colour in zip(range(states.shape[1]), LINES, strict=False):
+        left.plot(times, exact[:, k], "--", color="black", lw=1)
+        left.plot(found.times, states[:, k], "o-", color=colour, lw=1, ms=3)
+    reach = float(exact.abs().max()) * 1.3
+    left.set(xlabel="t", ylabel="θ", ylim=(-reach, reach))
+    error = float((found.theta - problem.exact(problem.end)).norm())
+    left.set_title(f"{solver}: {found.nfe} evaluations, error {error:.1e}")
+    right.step(found.times[:-1], np.diff(found.times), where="post", color=GREEN)
+    right.set(xlabel="t", ylabel="accepted step", ylim=(1e-3, 2), yscale="log")
+    fig.tight_layout()
+
+
+def solver_animation(problem: Problem, solvers: Sequence[str]) -> Animation:
+    """One solver after the other."""
+    fig = Described(figsize=(8, 3))
+    fig.alt = f"A solution with its steps, and their lengths, for {', '.join(solvers)}."
+
+    def frame(i: int) -> list:
+        solver_frame(fig, problem, solvers[i])
+        return []
+
+    return animate(fig, frame, len(solvers))
 
 
 def order_figure(errors: pd.DataFrame) -> Figure:

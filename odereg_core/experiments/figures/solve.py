@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -13,6 +16,7 @@ from odereg_core.experiments.figures.style import (
     OURS,
     THEIRS,
     Animation,
+    Described,
     animate,
     cut,
     mark,
@@ -43,37 +47,53 @@ def path(
     return found
 
 
+class Trajectory:
+    """A solve to be looked at step by step: the moving image as warped so far, the fixed one, and
+    the error; for a rigid theta unless another transform is given."""
+
+    def __init__(self, result: Registration, pair: Pair, transform: Transform | None = None):
+        self.pair, self.steps = pair, path(result, pair, transform)
+        self.errors = [float(rmse_phi(u, pair.displacement, pair.brain)) for *_, u in self.steps]
+        self.times = [t for _, t, _ in self.steps]
+        self.handovers = [segment.times[0] for segment in result.segments[1:]]
+
+    def figure(self) -> tuple[Described, Sequence[Axes]]:
+        """Empty axes for `draw`."""
+        fig, axes = subplots(1, 3, figsize=(9.6, 3.2), layout="constrained")
+        fig.alt = (
+            f"A solve in {len(self.steps) - 1} steps: the moving image as warped so far, the fixed "
+            f"one, and the error, from {self.errors[0]:.1f} to {self.errors[-1]:.1f} mm."
+        )
+        return fig, axes
+
+    def draw(self, axes: Sequence[Axes], i: int) -> None:
+        """The solve after i accepted steps."""
+        for ax in axes:
+            ax.clear()
+        left, middle, right = axes
+        scale, t, u = self.steps[i]
+        warped = warp(self.pair.moving, u, self.pair.grid)
+        show(left, cut(warped), f"warped, scale {scale + 1}, t = {t:.2f}")
+        show(middle, cut(self.pair.fixed), "fixed")
+        right.plot(self.times, self.errors, ".-", color=OURS, lw=1)
+        right.plot(t, self.errors[i], "o", color=THEIRS)
+        mark(right, self.handovers)
+        right.set(xlabel="t", ylabel="RMSE(φ) / mm", ylim=(0, None))
+        right.set_title(f"step {i} of {len(self.steps) - 1}")
+
+
 def trajectory_animation(
     result: Registration, pair: Pair, transform: Transform | None = None
 ) -> Animation:
-    """theta's path, one accepted step a frame: the moving image as warped so far, the fixed one,
-    and the error, for a rigid theta unless another transform is given."""
-    steps = path(result, pair, transform)
-    errors = [float(rmse_phi(u, pair.displacement, pair.brain)) for _, _, u in steps]
-    times = [t for _, t, _ in steps]
-    fig, (left, middle, right) = subplots(1, 3, figsize=(9.6, 3.4))
-    fig.alt = (
-        f"A solve in {len(steps) - 1} steps: the moving image as warped so far, the fixed one, "
-        f"and the error, from {errors[0]:.1f} to {errors[-1]:.1f} mm."
-    )
+    """theta's path, one accepted step a frame."""
+    trajectory = Trajectory(result, pair, transform)
+    fig, axes = trajectory.figure()
 
     def frame(i: int) -> list:
-        for ax in (left, middle, right):
-            ax.clear()
-        scale, t, u = steps[i]
-        title = f"warped, scale {scale + 1}, t = {t:.2f}"
-        show(left, cut(warp(pair.moving, u, pair.grid)), title)
-        show(middle, cut(pair.fixed), "fixed")
-        right.plot(times, errors, ".-", color=OURS, lw=1)
-        right.plot(times[i], errors[i], "o", color=THEIRS)
-        mark(right, [segment.times[0] for segment in result.segments[1:]])
-        right.set(
-            xlabel="t", ylabel="RMSE(φ) / mm", ylim=(0, None), title=f"step {i} of {len(steps) - 1}"
-        )
-        right.title.set_fontsize(9)
+        trajectory.draw(axes, i)
         return []
 
-    return animate(fig, frame, len(steps))
+    return animate(fig, frame, len(trajectory.steps))
 
 
 def scales_figure(result: Registration, pair: Pair, transform: Transform | None = None) -> Figure:

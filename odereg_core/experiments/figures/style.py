@@ -92,8 +92,8 @@ def animate(fig: Described, frame: Callable[[int], list], count: int) -> Animati
     # matplotlib takes its buttons' icons from a server; plain characters need none.
     html = re.sub(r"<link[^>]*font-awesome[^>]*>", "", html)
     icons = {
-        "minus": "−", "fast-backward": "⏮", "step-backward": "◁", "play fa-flip-horizontal": "◀",
-        "play": "▶", "pause": "⏸", "step-forward": "▷", "fast-forward": "⏭", "plus": "+",
+        "minus": "−", "fast-backward": "|◀", "step-backward": "◁", "play fa-flip-horizontal": "◀",
+        "play": "▶", "pause": "❚❚", "step-forward": "▷", "fast-forward": "▶|", "plus": "+",
     }  # fmt: skip
     for name, character in icons.items():
         html = html.replace(f'<i class="fa fa-{name}"></i>', character)
