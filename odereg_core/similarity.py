@@ -15,6 +15,7 @@ from monai.losses.image_dissimilarity import (
 )
 from torch import Tensor, nn
 
+from odereg_core.descriptor import mind
 from odereg_core.networks.disentangle import ContentEncoder
 
 Image = Float[Tensor, "b 1 x y z"]
@@ -127,14 +128,7 @@ class Mind:
     """
 
     def descriptor(self, image: Image) -> Float[Tensor, "b 6 x y z"]:
-        distances = []
-        for axis in (2, 3, 4):
-            for step in (1, -1):
-                square = (image - image.roll(step, axis)).square()
-                distances.append(F.avg_pool3d(square, 3, stride=1, padding=1))
-        d = torch.cat(distances, 1)
-        variance = d.mean(1, keepdim=True).clamp_min(1e-5)
-        code = torch.exp(-d / variance)
+        code = mind(image)
         return code / code.amax(1, keepdim=True)
 
     def __call__(

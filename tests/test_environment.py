@@ -55,7 +55,7 @@ def test_conda_gives_python_and_pip_gives_the_rest(project):
 
 LAYERS = [
     {"errors", "grid", "files"},
-    {"warp", "volume", "cohort"},
+    {"warp", "volume", "cohort", "descriptor"},
     {"transforms", "ode"},
     {"networks", "motion", "metrics", "profiles"},
     {"msodenet", "losses", "pairs", "similarity", "optimise"},

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from odereg_core.descriptor import mind
 from odereg_core.grid import Grid
 from odereg_core.transforms import BSpline
 
@@ -114,21 +115,23 @@ class RigidDynamics(nn.Module):
 class Comparison(nn.Module):
     """What both images look like, and which of a point's neighbours in one is like it in the other.
 
-    One small network looks at both images. Where the warped image's features, one voxel on in each
-    of the 27 directions (and none), equal the fixed image's is then put in as it is: a product that
-    plain convolutions are slow to find, and without which a deformation of half a voxel teaches
-    them nothing (as in optical flow, Sun et al. 2018). (B, 27 + 2 width + 1, ...), every `stride`
-    voxels.
+    One small network looks at both images, and at their MIND [13]: which neighbours of a point are
+    like it is what all contrasts share, and learning to see it would take hours. Where the warped
+    image's features, one voxel on in each of the 27 directions (and none), equal the fixed image's
+    is then put in as it is: a product that plain convolutions are slow to find, and without which a
+    deformation of half a voxel teaches them nothing (as in optical flow, Sun et al. 2018).
+    (B, 27 + 2 width + 1, ...), every `stride` voxels.
     """
 
     def __init__(self, width: int, stride: int):
         super().__init__()
-        self.features = nn.Sequential(ConvBlock(1, width, stride), ConvBlock(width, width))
+        self.features = nn.Sequential(ConvBlock(7, width, stride), ConvBlock(width, width))
         self.channels = 27 + 2 * width + 1
 
     def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b c x y z"]:
-        both = torch.cat([warped, fixed]).contiguous(memory_format=torch.channels_last_3d)
-        features = self.features(both)
+        both = torch.cat([warped, fixed])
+        both = torch.cat([both, mind(both.float()) * (both > 0)], dim=1)
+        features = self.features(both.contiguous(memory_format=torch.channels_last_3d))
         centred = features - features.mean((2, 3, 4), keepdim=True)
         normal = centred / (centred.square().sum(1, keepdim=True) + 1e-4).sqrt()
         one, two = normal.chunk(2)

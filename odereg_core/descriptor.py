@@ -1,0 +1,35 @@
+"""The modality-independent neighbourhood descriptor: what a place looks like, whatever the
+contrast."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def box(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
+    """The mean over 3^3 voxels; beyond the edge lies zero."""
+    for axis in (2, 3, 4):
+        n = x.shape[axis]
+        padding = [0, 0] * (4 - axis) + [1, 1]
+        padded = F.pad(x, padding)
+        x = (padded.narrow(axis, 0, n) + x + padded.narrow(axis, 2, n)) / 3
+    return x
+
+
+def mind(image: Float[Tensor, "b 1 x y z"]) -> Float[Tensor, "b 6 x y z"]:
+    """MIND [13]: exp(-distance / variance) to the six neighbours one voxel away.
+
+    A distance is the mean square over patches of 3^3 voxels; the variance is the mean of a place's
+    six distances.
+    """
+    distances = []
+    for axis in (2, 3, 4):
+        n = image.shape[axis]
+        square = image.diff(dim=axis).square()  # one patch distance serves both its ends
+        patch = box(F.pad(square, [0, 0] * (4 - axis) + [1, 1]))
+        distances += [patch.narrow(axis, 0, n), patch.narrow(axis, 1, n)]
+    d = torch.cat(distances, 1)
+    return torch.exp(-d / d.mean(1, keepdim=True).clamp_min(1e-5))
