@@ -27,8 +27,8 @@ class Optimiser:
 
     similarity: ContentSimilarity
     transforms: tuple[str, ...]
-    steps: int = 60
-    lr: float = 0.02
+    steps: int = 30
+    lr: float = 0.03
 
     def __call__(
         self, moving: Tensor, fixed: Tensor, grid: Grid, contrasts: tuple[str, str]

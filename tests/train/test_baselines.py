@@ -1,0 +1,133 @@
+"""The learned baselines: what they answer, what they compose, and that their training learns."""
+
+import pytest
+import torch
+
+from odereg_core.baselines.base import Outcome
+from odereg_core.baselines.regression import AfterRigid, Regression
+from odereg_core.baselines.translate import Translated
+from odereg_core.errors import InputError
+from odereg_core.grid import Grid
+from odereg_core.msodenet import MSODENet
+from odereg_core.networks.disentangle import Disentangler
+from odereg_core.networks.regression import Rcn, VoxelMorph
+from odereg_core.profiles import load_profile
+from odereg_core.train.baselines import BaselineTrainer, affine_regularity, train
+from odereg_core.transforms import Rigid
+from odereg_core.warp import warp
+from odereg_core.weights import load_model, save_model
+
+GRID = Grid((20, 18, 14), (12.0,) * 3)
+CONTRASTS = ("t1", "t2")
+
+
+def images(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(seed)
+    return torch.rand(1, 1, *GRID.shape), torch.rand(1, 1, *GRID.shape)
+
+
+def test_untrained_voxelmorph_is_nearly_the_identity_on_any_grid():
+    u = VoxelMorph()(*images(), GRID)
+    assert u.shape == (1, 3, *GRID.shape) and u.abs().max() < 0.1
+
+
+def test_voxelmorph_finds_voxels_so_its_millimetres_scale_with_the_grid():
+    model = VoxelMorph()
+    pair, wider = images(), Grid(GRID.shape, (24.0,) * 3)
+    torch.testing.assert_close(2 * model(*pair, GRID), model(*pair, wider))
+
+
+def test_untrained_rcn_is_nearly_the_identity():
+    u, matrix, parts = Rcn(cascades=3).stages(*images(), GRID)
+    torch.testing.assert_close(matrix, torch.eye(3)[None])
+    assert u.abs().max() < 0.5 and len(parts) == 3
+
+
+def test_rcn_warps_the_moving_image_itself_through_the_composed_maps():
+    """With known stages the whole map is A (p + v) + b, v the composition of the dense ones."""
+    model = Rcn(cascades=2)
+    torch.nn.init.constant_(model.affine.linear.bias[:9], 0.02)
+    torch.nn.init.constant_(model.affine.linear.bias[9:], 0.1)
+    shift = torch.tensor([1.0, -2.0, 3.0])
+    for network in model.dense:
+        last = [m for m in network.unet.modules() if isinstance(m, torch.nn.Conv3d)][-1]
+        torch.nn.init.zeros_(last.weight)
+        last.bias.data = shift / 12
+    u = model(*images(), GRID)
+    p, matrix = GRID.points()[0], torch.eye(3) + 0.02
+    wanted = torch.einsum("ij,jxyz->ixyz", matrix, p + 2 * shift[:, None, None, None]) + 2.0 - p
+    inside = (..., slice(2, -2), slice(2, -2), slice(2, -2))
+    torch.testing.assert_close(u[0][inside], wanted[inside], atol=1e-3, rtol=1e-4)
+
+
+def test_affine_regularity_is_zero_for_rotations_and_known_for_a_stretch():
+    turned = Rigid().matrix(torch.tensor([[0.3, -0.5, 0.7, 0, 0, 0.0]]))[:, :3, :3]
+    assert float(affine_regularity(turned)) == pytest.approx(0, abs=1e-5)
+    stretched = torch.diag(torch.tensor([2.0, 1.0, 1.0]))[None]
+    assert float(affine_regularity(stretched)) == pytest.approx(4 + 0.25 - 2 + 1)
+
+
+def test_after_rigid_composes_and_warps_once():
+    rigid = MSODENet("rigid", GRID, ["F(0.5)"])
+    theta = torch.tensor([[0.1, 0, 0, 5.0, 0, 0]])
+    rigid.forward = lambda *_: type("Found", (), {"theta": theta, "grids": [GRID], "nfe": 2})()
+    inner = torch.full((1, 3, *GRID.shape), 2.0)
+    seen = []
+
+    def register(moving, fixed, grid, contrasts):
+        seen.append(moving)
+        return Outcome(inner)
+
+    moving, fixed = images()
+    found = AfterRigid(rigid, register)(moving, fixed, GRID, CONTRASTS)
+    p = GRID.points()[0]
+    wanted = Rigid().map(theta, (p + 2.0)[None]) - p
+    torch.testing.assert_close(found.displacement, wanted)
+    expected = warp(moving, Rigid().displacement(theta, GRID), GRID)
+    torch.testing.assert_close(seen[0], expected)
+
+
+def test_translated_hands_on_the_fixed_contrast_and_refuses_unknown_ones():
+    model = Disentangler(CONTRASTS, width=4, blocks=1).eval()
+    moving, fixed = images()
+    seen = []
+
+    def register(*args):
+        seen.append(args)
+        return Outcome(torch.zeros(1, 3, *GRID.shape))
+
+    Translated(model, register)(moving, fixed, GRID, CONTRASTS)
+    assert seen[0][1] is fixed and seen[0][3] == CONTRASTS
+    assert not torch.allclose(seen[0][0], moving)
+    with pytest.raises(InputError, match="no translation into 'pd'"):
+        Translated(model, register)(moving, fixed, GRID, ("t1", "pd"))
+
+
+@pytest.mark.parametrize("model", [VoxelMorph(), Rcn(cascades=1)])
+def test_weights_come_back(model, tmp_path):
+    save_model(tmp_path / "w.safetensors", model)
+    again = load_model(tmp_path / "w.safetensors", kind=type(model))
+    pair = images()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            Regression(again)(*pair, GRID, CONTRASTS).displacement,
+            model.half().float()(*pair, GRID),
+        )
+
+
+@pytest.mark.parametrize("name", ["vm", "rcn"])
+def test_a_step_changes_every_part_and_the_loss_is_the_sum_of_its_terms(name, tiny_cohort):
+    section = load_profile("smoke").baselines[name]
+    trainer = BaselineTrainer(section, tiny_cohort, "cpu")
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    terms = trainer.step(0)
+    total = terms["similarity"] + section.lambda_reg * terms["regularity"]
+    assert terms["loss"] == pytest.approx(total + 0.1 * terms.get("affine", 0.0), rel=1e-5)
+    trainer.step(1)
+    changed = [k for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])]
+    assert changed and (name == "vm" or any(k.startswith("affine") for k in changed))
+
+
+def test_a_baseline_does_not_start_from_weights(tiny_cohort, tmp_path):
+    with pytest.raises(InputError, match="trained from nothing"):
+        train("vm", load_profile("smoke"), tiny_cohort, tmp_path, "cpu", init=tmp_path / "x")
