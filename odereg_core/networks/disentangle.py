@@ -24,16 +24,26 @@ def with_code(x: Float[Tensor, "b c h w"], code: Code) -> Float[Tensor, "b c2 h 
     return torch.cat([x, wide], dim=1).contiguous(memory_format=torch.channels_last)
 
 
-def instance_norm(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+def instance_norm(
+    x: Float[Tensor, "b c h w"], inside: Float[Tensor, "b 1 h w"] | None = None
+) -> Float[Tensor, "b c h w"]:
     """Each channel of each example to mean 0 and variance 1, so that a code has no scale to hide
-    in."""
-    mean = x.mean((2, 3), keepdim=True)
-    centred = x - mean
-    return centred * (centred.square().mean((2, 3), keepdim=True) + 1e-5).rsqrt()
+    in; with weights `inside`, those of the pixels they weigh, and nothing elsewhere."""
+    if inside is None:
+        centred = x - x.mean((2, 3), keepdim=True)
+        return centred * (centred.square().mean((2, 3), keepdim=True) + 1e-5).rsqrt()
+    share = inside / inside.sum((2, 3), keepdim=True).clamp_min(1e-5)
+    centred = x - (x * share).sum((2, 3), keepdim=True)
+    variance = (centred.square() * share).sum((2, 3), keepdim=True)
+    return centred * (variance + 1e-5).rsqrt() * inside
 
 
 class ContentEncoder(nn.Module):
-    """E^c, fully convolutional: (B, S, H, W) to (B, C, H / 2^downs, W / 2^downs)."""
+    """E^c, fully convolutional: (B, S, H, W) to (B, C, H / 2^downs, W / 2^downs).
+
+    The code is normalised over the foreground and zero elsewhere: over the whole slice, the
+    outline would be most of its variance, and a metric of codes would see little of what is inside.
+    """
 
     def __init__(self, slices: int, width: int, downs: int, blocks: int):
         super().__init__()
@@ -48,12 +58,13 @@ class ContentEncoder(nn.Module):
         )
 
     def forward(self, x: Stack) -> Content:
+        inside = F.avg_pool2d((x > 0).float().mean(1, keepdim=True), 2 ** len(self.down))
         x = F.relu(instance_norm(self.first(x.contiguous(memory_format=torch.channels_last))))
         for layer in self.down:
             x = F.relu(instance_norm(layer(x)))
         for first, second in self.blocks:
             x = x + instance_norm(second(F.relu(instance_norm(first(x)))))
-        return instance_norm(x)
+        return instance_norm(x.float(), inside)
 
 
 class StyleEncoder(nn.Module):
@@ -140,7 +151,7 @@ class Critic(nn.Module):
 class Disentangler(nn.Module):
     """E^c, E^s and G of M >= 2 contrasts: the image-to-image translation of section 2.2."""
 
-    FORMAT = "odereg-disentangler-1"
+    FORMAT = "odereg-disentangler-2"
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ class Networks(nn.Module):
         self.translator = Disentangler(contrasts, **section.network)
         width = self.translator.options["width"]
         channels = width * 2**self.translator.downs
-        self.image_critic = Critic(self.translator.slices, len(contrasts), width)
+        self.image_critic = Critic(self.translator.slices, len(contrasts), 2 * width)
         self.content_critic = Critic(channels, len(contrasts), width)
 
 
@@ -269,12 +269,16 @@ class GanTrainer:
         self.optimizer.step()
 
     def step(self, number: int) -> dict[str, float]:
-        """`critic_steps` of the critics, then one of the rest."""
+        """`critic_steps` of the critics, then one of the rest; the learning rate falls to nothing
+        over the second half of the training (as in Zhu et al. 2017)."""
+        progress = number / self.section.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.section.lr * min(1.0, 2 * (1 - progress))
         rng = step_generator(self.section.seed, number)
         self.model.train()
         for _ in range(self.section.critic_steps):
             terms = self.critic_step(rng)
-        return self.generator_step(rng, number / self.section.steps) | terms
+        return self.generator_step(rng, progress) | terms
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
