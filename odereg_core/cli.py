@@ -132,12 +132,16 @@ def train(
         Path | None, typer.Option(help="The encoder it needs; else OUT/encoder.safetensors.")
     ] = None,
     device: DeviceOption = "auto",
+    devices: Annotated[
+        int, typer.Option(help="Processes that share each batch, a device each.", min=1)
+    ] = 1,
 ) -> None:
     """Train a model; goes on from OUT's checkpoint where there is one."""
     from odereg_core.cohort import Cohort
     from odereg_core.profiles import load_profile
     from odereg_core.register import choose_device
     from odereg_core.train import baselines, gan, registration
+    from odereg_core.train.team import assemble
 
     settings = load_profile(profile)
     known = [*settings.models, *settings.encoders, *settings.baselines]
@@ -146,14 +150,17 @@ def train(
             f"the profile '{settings.name}' describes no model '{model}'; it has: "
             + ", ".join(known)
         )
+    if devices > 1 and model not in settings.models:
+        raise InputError(f"'{model}' trains on one device; rigid, bspline and dense on several")
     command = f"odereg train {model} --profile {profile}"
-    common = (model, settings, Cohort(cohort), out, choose_device(device), command)
+    chosen, team = assemble(choose_device(device), devices)
+    common = (model, settings, Cohort(cohort), out, chosen, command)
     if model in settings.encoders:
         weights = gan.train(*common, init)
     elif model in settings.baselines:
         weights = baselines.train(*common, encoder, init)
     else:
-        weights = registration.train(*common, encoder, init)
+        weights = registration.train(*common, encoder, init, team)
     print(f"weights: {weights}")
 
 

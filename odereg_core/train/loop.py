@@ -162,17 +162,24 @@ def run(
     ends: tuple[int, ...] = (),
     title: str = "training",
     score: str = "rmse_phi_mm",
+    leads: bool = True,
 ) -> None:
     """Take steps up to `total`; validate and save every `every` steps and at the steps in `ends`.
 
     `validate` returns its numbers; the lowest `score` among them marks the best weights. At a step
     in `ends` a stage is over: the best weights become the present ones and the score starts over.
+    Of several processes only the one that `leads` writes and shows anything.
     """
     started = time.monotonic() - checkpoint.seconds
     sums: dict[str, float] = {}
     count = 0
     with tqdm(
-        total=total, initial=checkpoint.step, desc=title, unit="step", mininterval=2.0
+        total=total,
+        initial=checkpoint.step,
+        desc=title,
+        unit="step",
+        mininterval=2.0,
+        disable=not leads,
     ) as bar:
         while checkpoint.step < total:
             for key, value in step(checkpoint.step).items():
@@ -188,10 +195,12 @@ def run(
             numbers = validate()
             checkpoint.keep_best(numbers[score])
             checkpoint.seconds = time.monotonic() - started
-            log.add(step=checkpoint.step, seconds=checkpoint.seconds, **means, **numbers)
+            if leads:
+                log.add(step=checkpoint.step, seconds=checkpoint.seconds, **means, **numbers)
             bar.set_postfix({k: f"{v:.3g}" for k, v in (means | numbers).items()})
             if over:
                 checkpoint.model.load_state_dict(checkpoint.best)
                 if checkpoint.step < total:
                     checkpoint.best_score = float("inf")
-            checkpoint.save()
+            if leads:
+                checkpoint.save()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ from odereg_core.train.loop import (
     start_from,
     step_generator,
 )
+from odereg_core.train.team import Team
 from odereg_core.warp import warp
 from odereg_core.weights import load_model, save_model
 
@@ -96,6 +97,7 @@ class Trainer:
     device: str
     similarity: Similarity | None = None
     init: Path | None = None
+    team: Team = field(default_factory=Team)
 
     def __post_init__(self) -> None:
         self.section = self.profile.models[self.transform]
@@ -151,6 +153,7 @@ class Trainer:
             stage, volumes, rng
         )
         terms["loss"].backward()
+        self.team.average(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         return {name: float(value.detach()) for name, value in terms.items()}
@@ -172,6 +175,8 @@ class Trainer:
         warped = warp(augment(one, self.section.augment, rng), stretched(linear, u, grid), grid)
         seen = stretched(linear, drawn.displacement, grid)
         fixed = warp(augment(two, self.section.augment, rng), seen, grid)
+        mine = self.team.share(batch).to(self.device)
+        warped, fixed, theta, target = (x[mine] for x in (warped, fixed, theta, drawn.theta))
         t = (i + uniform((1,), 0.0, 1.0, one, rng)) * self.model.time / self.model.scales
         with mixed_precision(self.device, self.section.precision):
             velocity = self.model.networks[i](warped, fixed, t)
@@ -181,7 +186,7 @@ class Trainer:
             inside, place = F.avg_pool3d(inside, 2**i), self.model.grids[0]
         loss = velocity_loss(
             velocity.float() * transform.unit(theta),
-            transform.towards(theta, drawn.theta),
+            transform.towards(theta, target),
             transform,
             place,
             inside,
@@ -202,10 +207,13 @@ class Trainer:
         moving = warp(augment(one, section.augment, rng), still, grid)
         seen = stretched(linear, drawn.displacement, grid)
         fixed = warp(augment(two, section.augment, rng), seen, grid)
+        mine = torch.cat([self.team.share(crossed), crossed + self.team.share(batch - crossed)])
+        mine, crossed = mine.to(self.device), crossed // self.team.size
+        moving, fixed, truth = (x[mine] for x in (moving, fixed, drawn.theta))
         with mixed_precision(self.device, self.section.precision):
             result = self.model(moving, fixed, scales=stage.scales)
         own = slice(crossed, None)
-        terms = {"l_self": self_loss(result.theta[own], drawn.theta[own], transform)}
+        terms = {"l_self": self_loss(result.theta[own], truth[own], transform)}
         loss = section.lambda_self * terms["l_self"]
         u = transform.displacement(result.theta, grid)
         if section.lambda_reg:
@@ -260,19 +268,22 @@ def train(
     command: str = "",
     encoder: Path | None = None,
     init: Path | None = None,
+    team: Team | None = None,
 ) -> Path:
     """Train a model and write `<transform>.safetensors`, its provenance `.json` and `.log.csv`
     to `out`.
 
     `encoder`: the weights of E^c for L_sim; `encoder.safetensors` in `out` unless given. `init`:
-    weights of the same kind of model to start from rather than from none. Goes on
+    weights of the same kind of model to start from rather than from none. `team`: the processes
+    that train together (see `odereg_core.train.team.assemble`). Goes on
     from `<transform>.checkpoint.safetensors` where there is one; on the CPU the result is then the
     same to the bit as an uninterrupted run's. Returns the weights file.
     """
     check(cohort, profile)
     section = profile.models[transform]
     similarity = similarity_of(section, encoder or out / "encoder.safetensors", device)
-    trainer = Trainer(transform, profile, cohort, device, similarity, init)
+    team = team or Team()
+    trainer = Trainer(transform, profile, cohort, device, similarity, init, team)
     checkpoint = Checkpoint(
         out / f"{transform}.checkpoint.safetensors", trainer.model, trainer.optimizer
     )
@@ -288,9 +299,12 @@ def train(
         trainer.section.validate_every,
         tuple(trainer.ends[1:]),
         title=f"{transform} ({profile.name})",
+        leads=team.leads,
     )
     trainer.model.solvers = [Solver.parse(s) for s in trainer.section.solvers]
     weights = out / f"{transform}.safetensors"
+    if not team.leads:
+        return weights
     seen = measure(
         trainer.model.eval(), cohort, section.augment, device, 2 * section.validation_pairs
     )
@@ -302,6 +316,7 @@ def train(
             "init": init and sha256(init),
             "steps": total,
             "samples": sum(stage.steps * stage.batch for stage in trainer.section.stages),
+            "processes": team.size,
             "seconds": round(checkpoint.seconds, 1),
             "validation_rmse_phi_mm": checkpoint.best_score,
             "validation_curve": [[row["step"], row["rmse_phi_mm"]] for row in log.rows],
