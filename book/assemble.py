@@ -115,7 +115,10 @@ def build(notebooks: Path, out: Path, cache: Path) -> Path:
     )
     (partial / "notebooks").mkdir()
     for path in sorted(notebooks.glob("[!.]*.ipynb")):
-        notebook = nbformat.read(path, 4)
+        try:
+            notebook = nbformat.read(path, 4)
+        except nbformat.reader.NotJSONError:
+            raise SystemExit(f"error: the book was not built; {path} is no notebook") from None
         dress(notebook)
         nbformat.write(notebook, partial / "notebooks" / path.name)
     if repository := os.environ.get("ODEREG_REPOSITORY"):

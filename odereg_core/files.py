@@ -22,6 +22,9 @@ from torch import Tensor
 from odereg_core import __version__
 from odereg_core.errors import InputError
 
+KEY = "odereg"
+"""Under it a file keeps its metadata."""
+
 LIBRARIES = ("torch", "torchdiffeq", "numpy", "scipy", "nibabel", "monai", "antspyx")
 
 
@@ -98,22 +101,28 @@ def read_json(path: Path) -> dict[str, Any]:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """A safetensors file, whole or not at all."""
+    """A safetensors file, whole or not at all; the same content gives the same bytes."""
+    # The library writes several entries of metadata in no particular order.
+    packed = {KEY: json.dumps(dict(metadata), sort_keys=True)} if metadata else {}
     with atomic(path) as temporary:
-        save_file(dict(tensors), temporary, dict(metadata or {}))
+        save_file(dict(tensors), temporary, packed)
+
+
+def _unpacked(metadata: dict[str, str] | None) -> dict[str, str]:
+    return json.loads(metadata[KEY]) if metadata and KEY in metadata else metadata or {}
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors, on the CPU, and metadata. Raises InputError where the file is missing or damaged."""
     with _opened(path) as file:
         names = file.keys()
-        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+        return {name: file.get_tensor(name) for name in names}, _unpacked(file.metadata())
 
 
 def load_metadata(path: Path) -> dict[str, str]:
     """The metadata alone, without reading the tensors; raises InputError as `load_tensors` does."""
     with _opened(path) as file:
-        return file.metadata() or {}
+        return _unpacked(file.metadata())
 
 
 @contextmanager

@@ -109,8 +109,8 @@ class MutualInformation:
 
 
 class CrossCorrelation:
-    """Minus the squared local correlation of two images of one contrast, over cubes of `size`^3
-    voxels: VoxelMorph's [5] mono-modal loss, MONAI's code."""
+    """Minus the squared local correlation of two images of one contrast, over cubes of `size`
+    voxels an edge: VoxelMorph's [5] mono-modal loss, MONAI's code."""
 
     def __init__(self, size: int = 7):
         self.loss = LocalNormalizedCrossCorrelationLoss(kernel_size=size)

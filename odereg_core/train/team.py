@@ -49,7 +49,8 @@ class Team:
             return
         for parameter in parameters:
             if parameter.grad is not None:
-                parameter.grad = self.fabric.all_reduce(parameter.grad, reduce_op="mean")
+                mean = self.fabric.all_reduce(parameter.grad, reduce_op="mean")
+                parameter.grad.copy_(mean)  # type: ignore[arg-type]
 
 
 def assemble(device: str, devices: int) -> tuple[str, Team]:

@@ -1,6 +1,7 @@
 """Heads with skulls: what is stripped, what is brought together, what is refused."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -159,7 +160,7 @@ def test_an_installed_tool_is_used(tmp_path, monkeypatch):
     """A stand-in that keeps what is brighter than half: how the program is called and read."""
     program = tmp_path / "mri_synthstrip"
     program.write_text(
-        "#!/usr/bin/env python3\n"
+        f"#!{sys.executable}\n"
         "import sys, nibabel as nib\n"
         "given = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
         "image = nib.load(given['-i'])\n"

@@ -44,7 +44,7 @@ def test_methods_that_agree_get_no_marks(pair):
 
 def shift(mm):
     def load(models, device):
-        return lambda moving, fixed, grid: Outcome(torch.full((1, 3, *grid.shape), mm))
+        return lambda moving, fixed, grid, contrasts: Outcome(torch.full((1, 3, *grid.shape), mm))
 
     return load
 

@@ -102,7 +102,7 @@ def test_ants_recovers_small_motions_to_well_under_a_voxel():
 
 def test_a_method_is_one_entry(tiny_cohort, tmp_path, monkeypatch):
     def load(models, device):
-        return lambda moving, fixed, grid: Outcome(torch.ones(1, 3, *grid.shape), nfe=3)
+        return lambda moving, fixed, grid, contrasts: Outcome(torch.ones(1, 3, *grid.shape), nfe=3)
 
     monkeypatch.setitem(METHODS, "shift", Method("a shift", ("rigid",), load))
     table = evaluation.evaluate("shift", "rigid", tiny_cohort, tmp_path, count=3)

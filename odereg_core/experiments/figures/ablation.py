@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from odereg_core.experiments.figures.style import OURS, START
+from odereg_core.experiments.figures.style import OURS, START, subplots
 from odereg_core.experiments.statistics import interval
 from odereg_core.experiments.tables import MEASURES
 
@@ -21,7 +20,7 @@ def bars_figure(
     """A bar a value of column `by`, in the order of `labels`: the mean of each measure with its
     95 % interval by subject. `ours` are drawn in blue. A measure without values has no panel."""
     shown = [m for m in SHOWN if results[m].notna().any()]
-    fig, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 3.6), squeeze=False)
+    fig, axes = subplots(1, len(shown), figsize=(3.6 * len(shown), 3.6), squeeze=False)
     names = [name for name in labels if (results[by] == name).any()]
     for ax, measure in zip(axes[0], shown, strict=True):
         means, errors = _intervals(results, by, names, measure)
@@ -30,13 +29,14 @@ def bars_figure(
         ax.set_xticks(range(len(names)), [labels[n] for n in names], rotation=40, ha="right")
         ax.tick_params(axis="x", labelsize=8)
         ax.set_title(MEASURES[measure][1], fontsize=10)
+    fig.alt = _described(results, by, labels)
     return _noted(fig, note)
 
 
 def steps_figure(results: pd.DataFrame, steps: dict[str, int], note: str = "") -> Figure:
     """Each measure against the number of the solver's steps; grey: before registration."""
     shown = [m for m in SHOWN if results[m].notna().any()]
-    fig, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 3.2), squeeze=False)
+    fig, axes = subplots(1, len(shown), figsize=(3.6 * len(shown), 3.2), squeeze=False)
     names = [name for name in steps if (results["variant"] == name).any()]
     for ax, measure in zip(axes[0], shown, strict=True):
         means, errors = _intervals(results, "variant", names, measure)
@@ -47,7 +47,14 @@ def steps_figure(results: pd.DataFrame, steps: dict[str, int], note: str = "") -
         if measure == "rmse_phi_mm":
             ax.axhline(results["start_mm"].mean(), color=START, ls="--", lw=1)
             ax.set_ylim(bottom=0)
+    fig.alt = _described(results, "variant", {name: f"{n} steps" for name, n in steps.items()})
     return _noted(fig, note)
+
+
+def _described(results: pd.DataFrame, by: str, labels: dict[str, str]) -> str:
+    means = results.groupby(by, sort=False).rmse_phi_mm.mean()
+    parts = [f"{labels[n]} {means[n]:.1f}" for n in labels if n in means]
+    return "Mean RMSE(φ) in mm: " + ", ".join(parts)
 
 
 def _intervals(

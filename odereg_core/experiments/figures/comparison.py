@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from odereg_core.experiments.comparison import Comparison
-from odereg_core.experiments.figures.style import Animation, animate, cut, show
+from odereg_core.experiments.figures.style import Animation, animate, cut, show, subplots
 
 ARROW = {"color": "#E8000B", "width": 1.5, "headwidth": 6, "headlength": 6, "shrink": 0.0}
 DIFFERENCE = {"cmap": "RdBu_r", "vmin": -0.5, "vmax": 0.5}
@@ -24,11 +23,19 @@ def comparison_figure(
     where they differ most."""
     columns = 3 + max(len(c.displacements) for c in comparisons)
     rows = 2 * len(comparisons)
-    fig = plt.figure(figsize=(1.55 * columns, 1.95 * rows), layout="constrained")
-    axes = fig.subplots(rows, columns, squeeze=False)
+    size = (1.55 * columns, 1.95 * rows)
+    fig, axes = subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for i, comparison in enumerate(comparisons):
         draw(axes[2 * i : 2 * i + 2], comparison, axis, at)
+    fig.alt = " ".join(map(described, comparisons))
     return fig
+
+
+def described(comparison: Comparison) -> str:
+    """What a comparison's picture shows, in a sentence."""
+    key = comparison.pair.key
+    errors = ", ".join(f"{n} {comparison.error_mm(n):.1f} mm" for n in comparison.displacements)
+    return f"{key.subject}, {key.moving} to {key.fixed}, by each method; RMSE(φ): {errors}."
 
 
 def slice_animation(comparison: Comparison, axis: int = 2, count: int = 12) -> Animation:
@@ -37,8 +44,8 @@ def slice_animation(comparison: Comparison, axis: int = 2, count: int = 12) -> A
     inside = np.flatnonzero(brain.any(tuple({0, 1, 2} - {axis})))
     stops = np.unique(np.linspace(inside[0], inside[-1], count + 2)[1:-1].round().astype(int))
     columns = 3 + len(comparison.displacements)
-    fig = plt.figure(figsize=(1.4 * columns, 3.5), dpi=72)
-    axes = fig.subplots(2, columns, squeeze=False)
+    fig, axes = subplots(2, columns, figsize=(1.4 * columns, 3.5), dpi=72, squeeze=False)
+    fig.alt = described(comparison)
 
     def frame(i: int) -> list:
         for ax in axes.flat:

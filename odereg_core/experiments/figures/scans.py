@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from odereg_core.experiments.figures.style import OURS, THEIRS, show
+from odereg_core.experiments.figures.style import OURS, THEIRS, show, subplots
 from odereg_core.register import Registered
 from odereg_core.volume import Volume, centre_of_mass, foreground
 
@@ -25,7 +24,7 @@ def scans_figure(moving: Volume, fixed: Volume, result: Registered) -> Figure:
         "moving, registered": b,
         "both by turns": np.where(_squares(fixed.shape), a, b),
     }
-    fig, axes = plt.subplots(2, len(columns), figsize=(2.5 * len(columns), 5))
+    fig, axes = subplots(2, len(columns), figsize=(2.5 * len(columns), 5))
     for row, axis in zip(axes, (2, 1), strict=True):
         spacing = np.delete(fixed.spacing, axis)
         for ax, (title, volume) in zip(row, columns.items(), strict=True):
@@ -36,6 +35,7 @@ def scans_figure(moving: Volume, fixed: Volume, result: Registered) -> Figure:
                 colour = OURS if title == "fixed" else THEIRS
                 ax.contour(outline, levels=[0.5], colors=[colour], linewidths=0.8)
     fig.tight_layout(pad=0.3)
+    fig.alt = "The fixed scan, the moving scan before and after registration, and both in squares."
     return fig
 
 
