@@ -119,7 +119,9 @@ else:
             mem_mb=64000,
             runtime=2880,
         shell:
-            "odereg train {wildcards.model} --profile {PROFILE} --cohort {RUN}/prepared --out {RUN}/models"
+            # A checkpoint is for going on after a kill; changed code or data begin anew.
+            "odereg train {wildcards.model} --profile {PROFILE} --cohort {RUN}/prepared --out {RUN}/models "
+            "&& rm -f {RUN}/models/{wildcards.model}.checkpoint.safetensors"
 
 
 rule evaluated:

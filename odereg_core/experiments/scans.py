@@ -55,7 +55,7 @@ def scan_pair(cohort: Path, out: Path) -> ScanPair:
             motion = np.eye(4)
             motion[:3, :3] = Rotation.from_euler("xyz", (12, -9, 20), degrees=True).as_matrix()
             motion[:3, 3] = 6.0, -8.0, 5.0
-            image = nib.nifti1.load(other)
+            image = nib.Nifti1Image.load(other)
             # Turned about the field of view's centre; the voxels stay, their place changes.
             centre = np.eye(4)
             centre[:3, 3] = apply_affine(image.affine, (np.array(image.shape) - 1) / 2)

@@ -127,7 +127,8 @@ class Checkpoint:
         )
 
     def load(self) -> None:
-        """Go on from the file if there is one. Raises InputError where it is damaged."""
+        """Go on from the file if there is one. Raises InputError where it is damaged or of another
+        network."""
         if not self.path.exists():
             return
         tensors, metadata = load_tensors(self.path)
@@ -135,7 +136,12 @@ class Checkpoint:
         for name, value in tensors.items():
             part, rest = name.split(".", 1)
             parts[part][rest] = value
-        self.model.load_state_dict(parts["model"])
+        try:
+            self.model.load_state_dict(parts["model"])
+        except RuntimeError:
+            raise InputError(
+                f"{self.path}: a checkpoint of another network; remove it to begin anew"
+            ) from None
         device = next(self.model.parameters()).device
         self.best = {k: v.to(device) for k, v in parts["best"].items()}
         for name, parameter in self.model.named_parameters():
