@@ -6,14 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from odereg_core.errors import InputError
-from odereg_core.volume import Volume, foreground, save_nifti
+from odereg_core.volume import Volume, foreground, open_nifti, save_nifti
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "brats_layout"
 """Where real volumes may lie beside the repository; ODEREG_REAL names another folder."""
@@ -55,12 +54,13 @@ def scan_pair(cohort: Path, out: Path) -> ScanPair:
             motion = np.eye(4)
             motion[:3, :3] = Rotation.from_euler("xyz", (12, -9, 20), degrees=True).as_matrix()
             motion[:3, 3] = 6.0, -8.0, 5.0
-            image = nib.Nifti1Image.load(other)
+            image = open_nifti(other)
+            affine = np.asarray(image.affine)
             # Turned about the field of view's centre; the voxels stay, their place changes.
             centre = np.eye(4)
-            centre[:3, 3] = apply_affine(image.affine, (np.array(image.shape) - 1) / 2)
+            centre[:3, 3] = apply_affine(affine, (np.array(image.shape) - 1) / 2)
             motion = centre @ motion @ np.linalg.inv(centre)
             fixed = out / "t2_turned.nii.gz"
-            save_nifti(fixed, np.asarray(image.dataobj), motion @ image.affine)
+            save_nifti(fixed, np.asarray(image.dataobj), motion @ affine)
             return ScanPair(moving, fixed, labels, np.linalg.inv(motion), root == real)
     raise InputError(f"{cohort}: holds no subject with t1, t2 and seg")
