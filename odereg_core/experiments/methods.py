@@ -70,7 +70,7 @@ def _ants(*stages: str, mono_modal: bool = False) -> Load:
         if stages == ("rigid",):
             return rigid
         first = rigid if "rigid" in stages else None
-        return AntsSyn(first, metric="CC", sampling=4) if mono_modal else AntsSyn(first)
+        return AntsSyn(first, metric="CC", sampling=2) if mono_modal else AntsSyn(first)
 
     return load
 
