@@ -65,7 +65,8 @@ def pages():
     """Every page of the book, as its address from the root; search is opened by its own test, and
     index.html only leads on to the introduction, at a moment of its own."""
     found = (path.relative_to(BOOKS[-1]).as_posix() for path in BOOKS[-1].rglob("*.html"))
-    return sorted(p for p in found if not p.startswith("_") and p not in {"search.html", "index.html"})
+    left_out = {"search.html", "index.html"}
+    return sorted(p for p in found if not p.startswith("_") and p not in left_out)
 
 
 def resize(browser, width):
