@@ -11,20 +11,18 @@ validation set).
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
+from joblib import delayed
 from nibabel.orientations import ornt2axcodes
-from tqdm import tqdm
 
+from data_prep import command
 from odereg_core.cohort import (
     CONTRASTS,
     INDEX,
@@ -246,12 +244,11 @@ def assemble(
         raise InputError(f"{out}: holds a cohort on another grid; remove it or name another folder")
     calls = [delayed(survey)(subject, grid, out, check) for subject in subjects]
     sources = []
-    for source, found in _progress("checking", calls, jobs):
+    for source, found in command.progress("checking", calls, jobs):
         sources.append(source)
         faults += found
     if faults:
-        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-        raise InputError(f"{root}: {count}, nothing written:\n  " + "\n  ".join(faults))
+        raise command.refusal(root, faults, ", nothing written")
     names = [s.name for s in subjects]
     if test_only:
         parts = {"train": [], "val": [], "test": names}
@@ -265,41 +262,20 @@ def assemble(
     ]
     if calls:
         (out / INDEX).unlink(missing_ok=True)  # until all are written this is no whole cohort
-    for _ in _progress("preparing", calls, jobs):
+    for _ in command.progress("preparing", calls, jobs):
         pass
     settings = {"source": made_by, "subjects": len(names), "split_seed": profile.split.seed}
     write_index(out, grid, contrasts, parts, settings)
     return Cohort(out)
 
 
-def _progress(title: str, calls: list, jobs: int) -> Iterator:
-    """The calls' results in their order, with a progress bar."""
-    results = Parallel(n_jobs=jobs, return_as="generator")(calls)
-    return iter(tqdm(results, total=len(calls), desc=title, unit="subject", mininterval=2.0))
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.brats",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="subjects in BraTS's layout")
-    parser.add_argument("out", type=Path, help="folder for the prepared cohort")
-    parser.add_argument("--profile", default="demo", help="a profile or its file (default demo)")
+    parser = command.preparation("brats", __doc__, "subjects in BraTS's layout")
     parser.add_argument("--test-only", action="store_true", help="no split: all are test subjects")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    options = parser.parse_args(argv)
-    try:
-        profile = load_profile(options.profile)
-        cohort = build(
-            options.folder, options.out, profile, max(1, options.jobs), options.test_only
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(", ".join(f"{name}: {len(cohort.names(name))}" for name in ("train", "val", "test")))
-    return 0
+    o = parser.parse_args(argv)
+    return command.answer(
+        lambda: build(o.folder, o.out, load_profile(o.profile), max(1, o.jobs), o.test_only)
+    )
 
 
 if __name__ == "__main__":

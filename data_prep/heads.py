@@ -11,7 +11,6 @@ brain masks lie in `OUT/mask`. Subject k is a function of (seed, k) and the spac
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import os
 import shutil
@@ -21,11 +20,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import delayed
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter, gaussian_filter1d, zoom
-from tqdm import tqdm
 
+from data_prep import command
 from data_prep.phantom import (
     BRAIN_CENTRE,
     Array,
@@ -212,29 +211,14 @@ def cohort(out: Path, subjects: int, spacing: float, seed: int, jobs: int = 1) -
     if note.exists() and {**read_json(note), "subjects": 0} != {**settings, "subjects": 0}:
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    work = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-        delayed(write_head)(out, seed, index, spacing) for index in range(1, subjects + 1)
-    )
-    for _ in tqdm(work, total=subjects, desc="synthetic heads", unit="subject", mininterval=2.0):
+    calls = [delayed(write_head)(out, seed, index, spacing) for index in range(1, subjects + 1)]
+    for _ in command.progress("synthetic heads", calls, jobs):
         pass
     write_json(note, {**settings, "subjects": subjects})
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.heads", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("out", type=Path, help="folder to write heads into")
-    parser.add_argument("--subjects", type=int, default=25, help="how many (default 25)")
-    parser.add_argument("--spacing", type=float, default=3.0, help="in mm, about (default 3)")
-    parser.add_argument("--seed", type=int, default=7020, help="the cohort's seed (default 7020)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    options = parser.parse_args(argv)
-    if options.subjects < 1 or options.jobs < 1 or options.seed < 0:
-        parser.error("--subjects and --jobs are at least 1, --seed at least 0")
-    if not 0.5 <= options.spacing <= 12:
-        parser.error(f"--spacing lies between 0.5 and 12 mm, not {options.spacing:g}")
-    cohort(options.out, options.subjects, options.spacing, options.seed, options.jobs)
-    return 0
+    return command.synthesis("heads", __doc__, cohort, argv, subjects=25, seed=7020)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ BraTS all faults are reported at once, and a run that was cut short goes on.
 
 from __future__ import annotations
 
-import argparse
-import os
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from data_prep import command
 from data_prep.brats import Found, assemble, grid_centre
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
@@ -134,36 +133,25 @@ def build(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.own",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="where the subjects lie")
-    parser.add_argument("out", type=Path, help="folder for the prepared cohort")
+    parser = command.preparation("own", __doc__, "where the subjects lie")
     parser.add_argument("--pattern", default=PATTERN, help=f"default {PATTERN}".replace("%", "%%"))
     parser.add_argument("--contrasts", default="", help="as T1w,T2w; default: all there are")
     parser.add_argument("--mask", default="seg", help="the contrast that is a mask (default seg)")
-    parser.add_argument("--profile", default="demo", help="a profile or its file (default demo)")
     parser.add_argument("--test-only", action="store_true", help="no split: all are test subjects")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    options = parser.parse_args(argv)
-    try:
-        cohort = build(
-            options.folder,
-            options.out,
-            load_profile(options.profile),
-            options.pattern,
-            tuple(c.strip() for c in options.contrasts.split(",") if c.strip()),
-            options.mask,
-            max(1, options.jobs),
-            options.test_only,
+    o = parser.parse_args(argv)
+    contrasts = tuple(c.strip() for c in o.contrasts.split(",") if c.strip())
+    return command.answer(
+        lambda: build(
+            o.folder,
+            o.out,
+            load_profile(o.profile),
+            o.pattern,
+            contrasts,
+            o.mask,
+            max(1, o.jobs),
+            o.test_only,
         )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(", ".join(f"{name}: {len(cohort.names(name))}" for name in ("train", "val", "test")))
-    return 0
+    )
 
 
 if __name__ == "__main__":

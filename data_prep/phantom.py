@@ -12,7 +12,6 @@ subjects. What it is not: more than one atlas's anatomy.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
@@ -24,10 +23,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import delayed
 from numpy.typing import NDArray
 from scipy.ndimage import center_of_mass, gaussian_filter, gaussian_filter1d, label, map_coordinates
-from tqdm import tqdm
+
+from data_prep import command
 
 Array = NDArray[np.float32]
 Rng = np.random.Generator
@@ -467,32 +467,13 @@ def cohort(out: Path, subjects: int, spacing: float, seed: int, jobs: int = 1) -
     temporary = note.with_suffix(".partial")
     temporary.write_text(json.dumps({**settings, "subjects": subjects}, indent=1) + "\n")
     os.replace(temporary, note)
-    work = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-        delayed(write_subject)(out, seed, index, spacing) for index in range(1, subjects + 1)
-    )
-    for _ in tqdm(work, total=subjects, desc="synthetic cohort", unit="subject", mininterval=2.0):
+    calls = [delayed(write_subject)(out, seed, index, spacing) for index in range(1, subjects + 1)]
+    for _ in command.progress("synthetic cohort", calls, jobs):
         pass
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.phantom", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("out", type=Path, help="folder to write subjects into")
-    parser.add_argument("--subjects", type=int, default=90, help="how many (default 90)")
-    parser.add_argument("--spacing", type=float, default=3.0, help="voxel size in mm (default 3)")
-    parser.add_argument("--seed", type=int, default=2020, help="the cohort's seed (default 2020)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    options = parser.parse_args(argv)
-    if options.subjects < 1 or options.jobs < 1 or options.seed < 0:
-        parser.error("--subjects and --jobs are at least 1, --seed at least 0")
-    if not 0.5 <= options.spacing <= 12:
-        parser.error(f"--spacing lies between 0.5 and 12 mm, not {options.spacing:g}")
-    try:
-        cohort(options.out, options.subjects, options.spacing, options.seed, options.jobs)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.synthesis("phantom", __doc__, cohort, argv, subjects=90, seed=2020)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ was cut short goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import os
 import re
 import sys
 from dataclasses import replace
@@ -24,11 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
+from joblib import delayed
 from torch import Tensor
-from tqdm import tqdm
 
-from data_prep import strip
+from data_prep import command, strip
 from data_prep.phantom import BRAIN_CENTRE
 from odereg_core.baselines.ants import AntsRigid
 from odereg_core.cohort import (
@@ -185,11 +182,8 @@ def build(
     calls = [
         delayed(_one)(name, files, grid, out, tool, together) for name, files in subjects.items()
     ]
-    results = Parallel(n_jobs=jobs, return_as="generator")(calls)
-    bar = tqdm(results, total=len(calls), desc="stripping", unit="subject", mininterval=2.0)
-    if faults := [fault for fault in bar if fault]:
-        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-        raise InputError(f"{root}: {count}:\n  " + "\n  ".join(faults))
+    if faults := [fault for fault in command.progress("stripping", calls, jobs) if fault]:
+        raise command.refusal(root, faults)
     note = root / "heads.json"
     made_by = read_json(note) if note.exists() else {"made_by": "IXI's layout"}
     settings = {"source": made_by, "subjects": len(subjects), "stripped_by": tool}
@@ -200,27 +194,14 @@ def build(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.unseen",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="subjects in IXI's layout")
-    parser.add_argument("out", type=Path, help="folder for the prepared cohort")
-    parser.add_argument("--profile", default="demo", help="a profile or its file (default demo)")
+    parser = command.preparation("unseen", __doc__, "subjects in IXI's layout")
     parser.add_argument("--tool", default="auto", help=f"auto, {', '.join(strip.TOOLS)}")
     parser.add_argument("--together", action="store_true", help="contrasts are aligned already")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    options = parser.parse_args(argv)
-    try:
-        profile = load_profile(options.profile)
-        jobs = max(1, options.jobs)
-        cohort = build(options.folder, options.out, profile, options.tool, jobs, options.together)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"test: {len(cohort.names('test'))}, contrasts: {', '.join(cohort.contrasts)}")
-    return 0
+    o = parser.parse_args(argv)
+    return command.answer(
+        lambda: build(o.folder, o.out, load_profile(o.profile), o.tool, max(1, o.jobs), o.together),
+        lambda made: f"test: {len(made.names('test'))}, contrasts: {', '.join(made.contrasts)}",
+    )
 
 
 if __name__ == "__main__":

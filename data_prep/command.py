@@ -1,0 +1,96 @@
+"""What the commands of this folder share: their options, their progress, their one sentence on bad
+input."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from joblib import Parallel
+from tqdm import tqdm
+
+from odereg_core.errors import InputError
+
+if TYPE_CHECKING:  # the synthetic cohort's processes start sooner without torch
+    from odereg_core.cohort import Cohort
+
+
+def progress(title: str, calls: list[Any], jobs: int) -> Iterator[Any]:
+    """The results of joblib's delayed calls in their order, with a progress bar."""
+    results = Parallel(n_jobs=jobs, return_as="generator")(calls)
+    return iter(tqdm(results, total=len(calls), desc=title, unit="subject", mininterval=2.0))
+
+
+def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser that shows the module's docstring as it stands, with --jobs."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m data_prep.{module}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    return made
+
+
+def preparation(module: str, doc: str | None, folder: str) -> argparse.ArgumentParser:
+    """The options of a command that prepares a cohort; `folder` says what its input is."""
+    made = parser(module, doc)
+    made.add_argument("folder", type=Path, help=folder)
+    made.add_argument("out", type=Path, help="folder for the prepared cohort")
+    made.add_argument("--profile", default="demo", help="a profile or its file (default demo)")
+    return made
+
+
+def parts(cohort: Cohort) -> str:
+    """How many subjects each part of a cohort has."""
+    return ", ".join(f"{name}: {len(cohort.names(name))}" for name in ("train", "val", "test"))
+
+
+def answer(build: Callable[[], Cohort], told: Callable[[Cohort], str] = parts) -> int:
+    """Build a cohort and say what it holds, or why there is none; the exit code."""
+    try:
+        cohort = build()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(told(cohort))
+    return 0
+
+
+def refusal(root: Path, faults: list[str], also: str = "") -> InputError:
+    """The error that lists every fault of a folder."""
+    count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+    return InputError(f"{root}: {count}{also}:\n  " + "\n  ".join(faults))
+
+
+def synthesis(
+    module: str,
+    doc: str | None,
+    cohort: Callable[[Path, int, float, int, int], None],
+    argv: list[str] | None,
+    *,
+    subjects: int,
+    seed: int,
+) -> int:
+    """A command that makes synthetic subjects by `cohort(out, subjects, spacing, seed, jobs)`; the
+    exit code."""
+    made = parser(module, doc)
+    made.add_argument("out", type=Path, help="folder to write subjects into")
+    made.add_argument("--subjects", type=int, default=subjects, help=f"(default {subjects})")
+    made.add_argument("--spacing", type=float, default=3.0, help="voxel size in mm (default 3)")
+    made.add_argument("--seed", type=int, default=seed, help=f"the cohort's seed (default {seed})")
+    options = made.parse_args(argv)
+    if options.subjects < 1 or options.jobs < 1 or options.seed < 0:
+        made.error("--subjects and --jobs are at least 1, --seed at least 0")
+    if not 0.5 <= options.spacing <= 12:
+        made.error(f"--spacing lies between 0.5 and 12 mm, not {options.spacing:g}")
+    try:
+        cohort(options.out, options.subjects, options.spacing, options.seed, options.jobs)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
