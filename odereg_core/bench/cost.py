@@ -99,7 +99,8 @@ def cost(profile: Profile, device: str, count: int = 3, only: tuple[str, ...] = 
             net = gan.translator
             similarity = ContentSimilarity(net.content.requires_grad_(False), net.slices, net.downs)
         trainer = Trainer(name, one, cohort, device, similarity)
-        for label, stage, first in zip(names, section.stages, trainer.ends, strict=False):
+        starts = trainer.schedule.starts
+        for label, stage, first in zip(names, section.stages, starts, strict=False):
             if wanted(label):
                 what = f"{stage.objective}, {stage.scales} scales, batch {stage.batch}"
                 add(label, what, lambda n, a=first, t=trainer: t.step(a + n), stage.steps)

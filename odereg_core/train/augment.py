@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from odereg_core.profiles import Augmentation
-from odereg_core.train.draws import uniform
+from odereg_core.grid import Grid
+from odereg_core.profiles import Augmentation, MotionSection
+from odereg_core.train.draws import Drawn, motion, stretch, stretched, uniform
+from odereg_core.transforms import Transform
+from odereg_core.warp import warp
 
 Volume = Float[Tensor, "b 1 x y z"]
 
@@ -79,3 +82,23 @@ def augment(image: Volume, settings: Augmentation, rng: torch.Generator) -> Volu
     sigma = uniform((len(image), 1, 1, 1, 1), 0.0, settings.noise, image, rng)
     noise = torch.randn(image.shape, generator=rng).to(image.device) * sigma
     return ((image * field + noise) * inside).clamp(0, 1)
+
+
+def drawn_pair(
+    transform: Transform,
+    movement: MotionSection,
+    settings: Augmentation,
+    grid: Grid,
+    one: Volume,
+    two: Volume,
+    rng: torch.Generator,
+) -> tuple[Volume, Volume, Drawn]:
+    """Moving, fixed and the motion between them: `one` as a scanner might have seen it, and `two`
+    as another might have, moved. Both are heads of one and the same random proportions."""
+    batch = len(one)
+    drawn = motion(transform, movement, batch, grid, one, rng)
+    linear = stretch(batch, settings.stretch, one, rng)
+    still = stretched(linear, torch.zeros_like(drawn.displacement), grid)
+    moving = warp(augment(one, settings, rng), still, grid)
+    seen = stretched(linear, drawn.displacement, grid)
+    return moving, warp(augment(two, settings, rng), seen, grid), drawn

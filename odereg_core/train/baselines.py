@@ -3,7 +3,6 @@ warped and the fixed image, plus regularity."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,19 +19,17 @@ from odereg_core.losses import regularity
 from odereg_core.metrics import rmse_phi
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
-from odereg_core.pairs import pair_keys, simulate
 from odereg_core.profiles import BaselineSection, Profile
 from odereg_core.similarity import CrossCorrelation, MutualInformation
-from odereg_core.train.augment import augment
-from odereg_core.train.draws import motion, stretch, stretched
+from odereg_core.train.augment import drawn_pair
 from odereg_core.train.loop import (
-    Checkpoint,
-    Log,
+    Schedule,
     check,
+    fit,
     mixed_precision,
     origin,
-    run,
     step_generator,
+    validation_pairs,
 )
 from odereg_core.transforms import BSpline, Rigid
 from odereg_core.warp import warp
@@ -102,39 +99,26 @@ class BaselineTrainer:
         self.couples = Couples(cohort, self.device, self.translator, section.translated)
         self.grids = cohort.grid.pyramid(SCALES)
         self.transform = BSpline() if section.task == "deformable" else Rigid()
-        self.ends = [0]
-        for stage in section.stages:
-            self.ends.append(self.ends[-1] + stage.steps)
-        keys = pair_keys(
-            cohort.names("val"), cohort.contrasts, section.task, section.validation_pairs
-        )
+        self.schedule = Schedule(section.stages)
         self.pairs = []
-        for key in keys:
-            pair = simulate(cohort, cohort.load(key.subject), key, seed=1_000_000).to(self.device)
+        for each in validation_pairs(cohort, section.task, section.validation_pairs):
+            pair = each.to(self.device)
             moving = pair.moving
             if self.translator:
-                target = cohort.contrasts.index(key.fixed)
+                target = cohort.contrasts.index(pair.key.fixed)
                 moving = translate(self.translator, moving, target, pair.fixed)
             self.pairs.append((pair, moving))
 
     def step(self, number: int) -> dict[str, float]:
         """One step of Adam."""
-        i = next(i for i, end in enumerate(self.ends[1:]) if number < end)
-        section, stage = self.section, self.section.stages[i]
-        progress = (number - self.ends[i]) / stage.steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = stage.lr * (
-                stage.decay + (1 - stage.decay) * (1 + math.cos(math.pi * progress)) / 2
-            )
+        section, (stage, _) = self.section, self.schedule.at(number)
+        self.schedule.set_rate(self.optimizer, number)
         rng = step_generator(section.seed, number)
         factor, grid = 2 ** (SCALES - stage.scales), self.grids[stage.scales - 1]
-        moving, fixed = self.couples.draw(stage.batch, factor, rng)
-        drawn = motion(self.transform, section.motion, stage.batch, grid, moving, rng)
-        linear = stretch(stage.batch, section.augment.stretch, moving, rng)
-        still = stretched(linear, torch.zeros_like(drawn.displacement), grid)
-        moving = warp(augment(moving, section.augment, rng), still, grid)
-        seen = stretched(linear, drawn.displacement, grid)
-        fixed = warp(augment(fixed, section.augment, rng), seen, grid)
+        one, two = self.couples.draw(stage.batch, factor, rng)
+        moving, fixed, _ = drawn_pair(
+            self.transform, section.motion, section.augment, grid, one, two, rng
+        )
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
@@ -205,33 +189,26 @@ def train(
     if section.translated:
         translator = load_model(encoder or out / "encoder.safetensors", device, Disentangler)
     trainer = BaselineTrainer(section, cohort, device, translator)
-    checkpoint = Checkpoint(
-        out / f"{name}.checkpoint.safetensors", trainer.model, trainer.optimizer
-    )
-    checkpoint.load()
-    log = Log(out / f"{name}.log.csv", checkpoint.step)
-    run(
-        checkpoint,
-        log,
-        trainer.ends[-1],
+    fitted = fit(
+        name,
+        out,
+        trainer.model,
+        trainer.optimizer,
+        trainer.schedule.ends,
         trainer.step,
-        trainer.validate,
+        lambda step: trainer.validate(),
         section.validate_every,
-        tuple(trainer.ends[1:]),
         title=f"{name} ({profile.name})",
     )
-    weights = out / f"{name}.safetensors"
-    save_model(weights, trainer.model)
+    save_model(fitted.weights, trainer.model)
     write_json(
-        weights.with_suffix(".json"),
+        fitted.weights.with_suffix(".json"),
         {
             **origin(command, profile, section, cohort),
-            "steps": trainer.ends[-1],
-            "samples": sum(stage.steps * stage.batch for stage in section.stages),
-            "seconds": round(checkpoint.seconds, 1),
-            "validation_rmse_phi_mm": checkpoint.best_score,
-            "validation_curve": [[row["step"], row["rmse_phi_mm"]] for row in log.rows],
+            "samples": trainer.schedule.samples,
+            "validation_rmse_phi_mm": fitted.best,
+            **fitted.facts,
             **provenance(device),
         },
     )
-    return weights
+    return fitted.weights

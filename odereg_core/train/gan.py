@@ -18,12 +18,10 @@ from odereg_core.profiles import EncoderSection, Profile
 from odereg_core.similarity import ContentSimilarity, pad_to_multiple, stacks
 from odereg_core.train.augment import augment
 from odereg_core.train.loop import (
-    Checkpoint,
-    Log,
     check,
+    fit,
     mixed_precision,
     origin,
-    run,
     start_from,
     step_generator,
 )
@@ -362,41 +360,35 @@ def train(
     trainer = GanTrainer(section, cohort, device)
     if init:
         start_from(trainer.translator, init)
-    checkpoint = Checkpoint(
-        out / f"{name}.checkpoint.safetensors", trainer.model, trainer.optimizer
-    )
-    checkpoint.load()
-    log = Log(out / f"{name}.log.csv", checkpoint.step)
     shown = cohort.load(cohort.names("val")[0])
 
-    def validate() -> dict[str, float]:
+    def validate(step: int) -> dict[str, float]:
         numbers = trainer.validate()
         trainer.picture(out / f"{name}.swaps.png", shown)
         return numbers
 
-    run(
-        checkpoint,
-        log,
-        section.steps,
+    fitted = fit(
+        name,
+        out,
+        trainer.model,
+        trainer.optimizer,
+        (section.steps,),
         trainer.step,
         validate,
         section.validate_every,
         title=f"{name} ({profile.name})",
         score="aligned_over_shifted",
     )
-    weights = out / f"{name}.safetensors"
-    save_model(weights, trainer.translator)
+    save_model(fitted.weights, trainer.translator)
     write_json(
-        weights.with_suffix(".json"),
+        fitted.weights.with_suffix(".json"),
         {
             **origin(command, profile, section, cohort),
             "init": init and sha256(init),
-            "steps": section.steps,
             "samples": section.steps * section.batch * 2 * (1 + section.critic_steps),
-            "seconds": round(checkpoint.seconds, 1),
-            "validation": checkpoint.best_score,
-            "validation_curve": [[row["step"], row["aligned_over_shifted"]] for row in log.rows],
+            "validation": fitted.best,
+            **fitted.facts,
             **provenance(device),
         },
     )
-    return weights
+    return fitted.weights

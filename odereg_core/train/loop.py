@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -16,7 +20,8 @@ from odereg_core.errors import InputError
 from odereg_core.files import atomic, load_tensors, save_tensors
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
-from odereg_core.profiles import BaselineSection, EncoderSection, ModelSection, Profile
+from odereg_core.pairs import Pair, pair_keys, simulate
+from odereg_core.profiles import BaselineSection, EncoderSection, ModelSection, Profile, Stage
 from odereg_core.weights import load_model
 
 
@@ -70,6 +75,47 @@ def origin(
         "cohort": cohort.settings,
         "training_subjects": len(cohort.names("train")),
     }
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Stages one after the other."""
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The step at which each stage is over; the last is the whole training's length."""
+        return tuple(accumulate(stage.steps for stage in self.stages))
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first step of each stage."""
+        return (0, *self.ends[:-1])
+
+    @property
+    def samples(self) -> int:
+        """Examples seen in all."""
+        return sum(stage.steps * stage.batch for stage in self.stages)
+
+    def at(self, step: int) -> tuple[Stage, float]:
+        """The stage that a step falls into and how far through it the step is, in [0, 1)."""
+        i = bisect_right(self.ends, step)
+        return self.stages[i], (step - self.starts[i]) / self.stages[i].steps
+
+    def set_rate(self, optimizer: torch.optim.Adam, step: int) -> None:
+        """The learning rate of a step: down half a cosine in each stage."""
+        stage, progress = self.at(step)
+        fall = (1 + math.cos(math.pi * progress)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = stage.lr * (stage.decay + (1 - stage.decay) * fall)
+
+
+def validation_pairs(cohort: Cohort, task: str, count: int) -> list[Pair]:
+    """Simulated pairs of validation subjects; their motions are no test pair's."""
+    keys = pair_keys(cohort.names("val"), cohort.contrasts, task, count)
+    loaded = {name: cohort.load(name) for name in {key.subject for key in keys}}
+    return [simulate(cohort, loaded[key.subject], key, seed=1_000_000) for key in keys]
 
 
 class Log:
@@ -156,6 +202,55 @@ class Checkpoint:
         self.step = int(metadata["step"])
         self.best_score = float(metadata["best_score"])
         self.seconds = float(metadata["seconds"])
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished training: where its weights go, and what its provenance says of it."""
+
+    weights: Path
+    best: float
+    """The lowest score."""
+    facts: dict[str, object]
+
+
+def fit(
+    name: str,
+    out: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Adam,
+    ends: tuple[int, ...],
+    step: Callable[[int], dict[str, float]],
+    validate: Callable[[int], dict[str, float]],
+    every: int,
+    *,
+    title: str,
+    score: str = "rmse_phi_mm",
+    leads: bool = True,
+) -> Fitted:
+    """Train to the last step of `ends`, from `<name>.checkpoint.safetensors` in `out` where there
+    is one; see `run`. `validate` gets the number of the step just taken."""
+    checkpoint = Checkpoint(out / f"{name}.checkpoint.safetensors", model, optimizer)
+    checkpoint.load()
+    log = Log(out / f"{name}.log.csv", checkpoint.step)
+    run(
+        checkpoint,
+        log,
+        ends[-1],
+        step,
+        lambda: validate(checkpoint.step - 1),
+        every,
+        ends,
+        title=title,
+        score=score,
+        leads=leads,
+    )
+    facts = {
+        "steps": ends[-1],
+        "seconds": round(checkpoint.seconds, 1),
+        "validation_curve": [[row["step"], row[score]] for row in log.rows],
+    }
+    return Fitted(out / f"{name}.safetensors", checkpoint.best_score, facts)
 
 
 def run(

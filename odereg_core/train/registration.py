@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,22 +16,21 @@ from odereg_core.metrics import rmse_phi
 from odereg_core.msodenet import MSODENet, pyramid
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.ode import Solver
-from odereg_core.pairs import Pair, pair_keys, simulate
 from odereg_core.profiles import ModelSection, Profile, Stage
 from odereg_core.seen import KEY
 from odereg_core.similarity import ContentSimilarity, MutualInformation, Similarity
-from odereg_core.train.augment import augment
+from odereg_core.train.augment import augment, drawn_pair
 from odereg_core.train.calibrate import measure
 from odereg_core.train.draws import motion, state, stretch, stretched, uniform
 from odereg_core.train.loop import (
-    Checkpoint,
-    Log,
+    Schedule,
     check,
+    fit,
     mixed_precision,
     origin,
-    run,
     start_from,
     step_generator,
+    validation_pairs,
 )
 from odereg_core.train.team import Team
 from odereg_core.warp import warp
@@ -105,25 +103,11 @@ class Trainer:
         if self.init:
             start_from(self.model, self.init)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.section.stages[0].lr)
-        self.ends = [0]
-        for stage in self.section.stages:
-            self.ends.append(self.ends[-1] + stage.steps)
+        self.schedule = Schedule(self.section.stages)
         self._volumes: tuple[int, Volumes] | None = None
-        keys = pair_keys(
-            self.cohort.names("val"),
-            self.cohort.contrasts,
-            TASKS[self.transform],
-            self.section.validation_pairs,
+        self.pairs = validation_pairs(
+            self.cohort, TASKS[self.transform], self.section.validation_pairs
         )
-        loaded = {name: self.cohort.load(name) for name in {key.subject for key in keys}}
-        self.pairs: list[Pair] = [
-            simulate(self.cohort, loaded[key.subject], key, seed=1_000_000) for key in keys
-        ]
-
-    def stage(self, step: int) -> tuple[Stage, float]:
-        """The stage that a step falls into and how far through it the step is, in [0, 1)."""
-        i = next(i for i, end in enumerate(self.ends[1:]) if step < end)
-        return self.section.stages[i], (step - self.ends[i]) / self.section.stages[i].steps
 
     def use(self, stage: Stage) -> Volumes:
         """Set the model and the data for a stage."""
@@ -136,16 +120,13 @@ class Trainer:
 
     def step(self, number: int) -> dict[str, float]:
         """One step of Adam."""
-        stage, progress = self.stage(number)
+        stage, progress = self.schedule.at(number)
         volumes = self.use(stage)
         warm_up = stage.objective == "velocity" and not self.init
-        if warm_up and stage.scales > 1 and number in self.ends:
+        if warm_up and stage.scales > 1 and progress == 0:
             networks = self.model.networks
             networks[stage.scales - 1].inherit(networks[stage.scales - 2])  # type: ignore[operator]
-        for group in self.optimizer.param_groups:
-            group["lr"] = stage.lr * (
-                stage.decay + (1 - stage.decay) * (1 + math.cos(math.pi * progress)) / 2
-            )
+        self.schedule.set_rate(self.optimizer, number)
         rng = step_generator(self.section.seed, number)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -201,12 +182,9 @@ class Trainer:
         grid = self.model.grids[stage.scales - 1]
         crossed = batch // 2 if self.similarity else 0
         one, two = volumes.draw(batch, rng, crossed)
-        drawn = motion(transform, section.motion, batch, grid, one, rng)
-        linear = stretch(batch, section.augment.stretch, one, rng)
-        still = stretched(linear, torch.zeros_like(drawn.displacement), grid)
-        moving = warp(augment(one, section.augment, rng), still, grid)
-        seen = stretched(linear, drawn.displacement, grid)
-        fixed = warp(augment(two, section.augment, rng), seen, grid)
+        moving, fixed, drawn = drawn_pair(
+            transform, section.motion, section.augment, grid, one, two, rng
+        )
         mine = torch.cat([self.team.share(crossed), crossed + self.team.share(batch - crossed)])
         mine, crossed = mine.to(self.device), crossed // self.team.size
         moving, fixed, truth = (x[mine] for x in (moving, fixed, drawn.theta))
@@ -275,52 +253,45 @@ def train(
 
     `encoder`: the weights of E^c for L_sim; `encoder.safetensors` in `out` unless given. `init`:
     weights of the same kind of model to start from rather than from none. `team`: the processes
-    that train together (see `odereg_core.train.team.assemble`). Goes on
-    from `<transform>.checkpoint.safetensors` where there is one; on the CPU the result is then the
-    same to the bit as an uninterrupted run's. Returns the weights file.
+    that train together (see `odereg_core.train.team.assemble`). Goes on from
+    `<transform>.checkpoint.safetensors` where there is one; on the CPU the result is then the same
+    to the bit as an uninterrupted run's. Returns the weights file.
     """
     check(cohort, profile)
     section = profile.models[transform]
     similarity = similarity_of(section, encoder or out / "encoder.safetensors", device)
     team = team or Team()
     trainer = Trainer(transform, profile, cohort, device, similarity, init, team)
-    checkpoint = Checkpoint(
-        out / f"{transform}.checkpoint.safetensors", trainer.model, trainer.optimizer
-    )
-    checkpoint.load()
-    log = Log(out / f"{transform}.log.csv", checkpoint.step)
-    total = trainer.ends[-1]
-    run(
-        checkpoint,
-        log,
-        total,
+    schedule = trainer.schedule
+    fitted = fit(
+        transform,
+        out,
+        trainer.model,
+        trainer.optimizer,
+        schedule.ends,
         trainer.step,
-        lambda: trainer.validate(trainer.stage(checkpoint.step - 1)[0].scales),
-        trainer.section.validate_every,
-        tuple(trainer.ends[1:]),
+        lambda step: trainer.validate(schedule.at(step)[0].scales),
+        section.validate_every,
         title=f"{transform} ({profile.name})",
         leads=team.leads,
     )
     trainer.model.solvers = [Solver.parse(s) for s in trainer.section.solvers]
-    weights = out / f"{transform}.safetensors"
     if not team.leads:
-        return weights
+        return fitted.weights
     seen = measure(
         trainer.model.eval(), cohort, section.augment, device, 2 * section.validation_pairs
     )
-    save_model(weights, trainer.model, {KEY: seen.dumps()})
+    save_model(fitted.weights, trainer.model, {KEY: seen.dumps()})
     write_json(
-        weights.with_suffix(".json"),
+        fitted.weights.with_suffix(".json"),
         {
             **origin(command, profile, section, cohort),
             "init": init and sha256(init),
-            "steps": total,
-            "samples": sum(stage.steps * stage.batch for stage in trainer.section.stages),
+            "samples": schedule.samples,
             "processes": team.size,
-            "seconds": round(checkpoint.seconds, 1),
-            "validation_rmse_phi_mm": checkpoint.best_score,
-            "validation_curve": [[row["step"], row["rmse_phi_mm"]] for row in log.rows],
+            "validation_rmse_phi_mm": fitted.best,
+            **fitted.facts,
             **provenance(device),
         },
     )
-    return weights
+    return fitted.weights

@@ -5,13 +5,13 @@ import shutil
 import pytest
 import torch
 
+from odereg_core import pairs
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.files import load_tensors, read_json, save_tensors, sha256, write_json
 from odereg_core.profiles import Augmentation, load_profile
 from odereg_core.seen import load_seen
 from odereg_core.similarity import MutualInformation
-from odereg_core.train import registration
 from odereg_core.train.augment import augment, random_contrast
 from odereg_core.train.registration import Trainer, Volumes, train
 from odereg_core.weights import shipped
@@ -55,7 +55,7 @@ def test_training_never_sees_an_evaluation_motion(profile, tiny_cohort, monkeypa
     def forbidden(*_, **__):
         raise AssertionError("a step drew an evaluation pair")
 
-    monkeypatch.setattr(registration, "simulate", forbidden)
+    monkeypatch.setattr(pairs, "pair_generator", forbidden)
     assert trainer.step(0)["loss"] > 0
 
 
@@ -96,7 +96,7 @@ def test_warm_up_trains_one_scale_and_the_losses_all(profile, tiny_cohort):
     trainer = Trainer("bspline", profile, tiny_cohort, "cpu")
     for stage, moved in ((0, {0}), (1, {0, 1})):
         before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-        trainer.step(trainer.ends[stage])
+        trainer.step(trainer.schedule.starts[stage])
         after = trainer.model.state_dict()
         found = {int(k.split(".")[1]) for k, v in after.items() if not torch.equal(v, before[k])}
         assert found == moved
