@@ -9,13 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def neighbours(x: Float[Tensor, "b c x y z"], axis: int) -> Float[Tensor, "b c x y z"]:
+    """The sum of both neighbours along an axis; beyond the edge lies zero."""
+    padded, n = F.pad(x, [0, 0] * (4 - axis) + [1, 1]), x.shape[axis]
+    return padded.narrow(axis, 0, n) + padded.narrow(axis, 2, n)
+
+
 def box(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
     """The mean over 3^3 voxels; beyond the edge lies zero."""
     for axis in (2, 3, 4):
-        n = x.shape[axis]
-        padding = [0, 0] * (4 - axis) + [1, 1]
-        padded = F.pad(x, padding)
-        x = (padded.narrow(axis, 0, n) + x + padded.narrow(axis, 2, n)) / 3
+        x = (x + neighbours(x, axis)) / 3
     return x
 
 

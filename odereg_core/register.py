@@ -21,7 +21,7 @@ from odereg_core.networks.disentangle import Disentangler
 from odereg_core.ode import SolverError
 from odereg_core.optimise import optimise
 from odereg_core.seen import cut_cm2, load_seen, of_image, of_result
-from odereg_core.similarity import ContentSimilarity
+from odereg_core.similarity import ContentSimilarity, content_similarity
 from odereg_core.transforms import Rigid
 from odereg_core.transforms.io import write_affine_mat, write_displacement
 from odereg_core.volume import (
@@ -202,7 +202,7 @@ def register(
 def content(device: str) -> ContentSimilarity:
     """L_sim of Eq. 4 by the shipped encoder."""
     model = load_model(shipped("encoder"), device, Disentangler)
-    return ContentSimilarity(model.content.requires_grad_(False), model.slices, model.downs)
+    return content_similarity(model).requires_grad_(False)
 
 
 def _refine(

@@ -16,7 +16,7 @@ from monai.losses.image_dissimilarity import (
 from torch import Tensor, nn
 
 from odereg_core.descriptor import mind
-from odereg_core.networks.disentangle import ContentEncoder
+from odereg_core.networks.disentangle import ContentEncoder, Disentangler
 
 Image = Float[Tensor, "b 1 x y z"]
 
@@ -86,6 +86,11 @@ class ContentSimilarity(nn.Module):
             difference = self.codes(a, axis, centres) - self.codes(b, axis, centres)
             total = total + difference.float().square().flatten(1).mean(1) / 3
         return total
+
+
+def content_similarity(model: Disentangler, stacks_an_axis: int = 5) -> ContentSimilarity:
+    """Eq. 4's metric by a trained E^c, on the model's device."""
+    return ContentSimilarity(model.content, model.slices, model.downs, stacks_an_axis)
 
 
 class MutualInformation:

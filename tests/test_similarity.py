@@ -7,7 +7,7 @@ from skimage.metrics import normalized_mutual_information
 
 from odereg_core.grid import Grid
 from odereg_core.networks.disentangle import Disentangler
-from odereg_core.similarity import ContentSimilarity, Mind, MutualInformation, stacks
+from odereg_core.similarity import Mind, MutualInformation, content_similarity, stacks
 from odereg_core.transforms import Rigid
 from odereg_core.warp import warp
 
@@ -27,7 +27,7 @@ def blobs(seed: int) -> torch.Tensor:
 def content():
     torch.manual_seed(0)
     model = Disentangler(("a", "b"), slices=3, width=4, blocks=1)
-    return ContentSimilarity(model.content, model.slices, model.downs, stacks_an_axis=4)
+    return content_similarity(model, stacks_an_axis=4)
 
 
 def measures(content):

@@ -26,7 +26,7 @@ from odereg_core.files import device_name
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
 from odereg_core.register import choose_device
-from odereg_core.similarity import ContentSimilarity
+from odereg_core.similarity import content_similarity
 from odereg_core.train.gan import GanTrainer
 from odereg_core.train.registration import Trainer
 
@@ -96,8 +96,7 @@ def cost(profile: Profile, device: str, count: int = 3, only: tuple[str, ...] = 
         similarity = None
         if section.similarity == "content":
             gan = GanTrainer(profile.encoders["encoder"], cohort, device)
-            net = gan.translator
-            similarity = ContentSimilarity(net.content.requires_grad_(False), net.slices, net.downs)
+            similarity = content_similarity(gan.translator).requires_grad_(False)
         trainer = Trainer(name, one, cohort, device, similarity)
         starts = trainer.schedule.starts
         for label, stage, first in zip(names, section.stages, starts, strict=False):

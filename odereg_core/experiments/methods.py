@@ -20,7 +20,7 @@ from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
 from odereg_core.register import load_cascade
-from odereg_core.similarity import ContentSimilarity
+from odereg_core.similarity import content_similarity
 from odereg_core.weights import Model, load_model
 
 Load = Callable[[Path, str], Register]
@@ -91,8 +91,7 @@ def _after_rigid(load: Load) -> Load:
 def _optimiser(*transforms: str) -> Load:
     def load(models: Path, device: str) -> Register:
         encoder = _model(models, "encoder", device, Disentangler)
-        metric = ContentSimilarity(encoder.content, encoder.slices, encoder.downs)
-        return Optimiser(metric.requires_grad_(False), transforms)
+        return Optimiser(content_similarity(encoder).requires_grad_(False), transforms)
 
     return load
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from odereg_core.descriptor import box, neighbours
 from odereg_core.grid import Grid
 from odereg_core.profiles import Augmentation, MotionSection
 from odereg_core.train.draws import Drawn, motion, stretch, stretched, uniform
@@ -38,20 +39,10 @@ def random_contrast(image: Volume, rng: torch.Generator, knots: int = 7) -> Volu
     return torch.where(image > 0, mapped, 0.0)
 
 
-def _neighbours(image: Volume, axis: int) -> Volume:
-    """The sum of both neighbours along an axis; beyond the edge lies zero."""
-    padding = [0] * 6
-    padding[2 * (4 - axis)] = padding[2 * (4 - axis) + 1] = 1
-    padded, n = F.pad(image, padding), image.shape[axis]
-    return padded.narrow(axis, 0, n) + padded.narrow(axis, 2, n)
-
-
 def random_edge(image: Volume, rng: torch.Generator) -> Volume:
     """The brain mask moved in or out of the brain by a smooth random amount, as strippers
     differ."""
-    softened = (image > 0).to(image.dtype)
-    for axis in (2, 3, 4):
-        softened = (softened + _neighbours(softened, axis)) / 3
+    softened = box((image > 0).to(image.dtype))
     level = uniform((len(image), 1, 1, 1, 1), 0.35, 0.75, image, rng)
     return image * (softened + 0.15 * smooth_noise(image, 6, rng) > level)
 
@@ -63,7 +54,7 @@ def random_blur(image: Volume, chance: float, rng: torch.Generator) -> Volume:
     chosen = uniform((len(image), 1, 1, 1, 1), 0.0, 1.0, image, rng) < chance
     for a in (2, 3, 4):
         weight = strength * chosen * (axis == a) / 3
-        image = image * (1 - 2 * weight) + weight * _neighbours(image, a)
+        image = image * (1 - 2 * weight) + weight * neighbours(image, a)
     return image
 
 

@@ -15,7 +15,7 @@ from odereg_core.files import atomic, provenance, sha256, write_json
 from odereg_core.networks.disentangle import Code, Critic, Disentangler, Stack
 from odereg_core.pairs import pair_keys
 from odereg_core.profiles import EncoderSection, Profile
-from odereg_core.similarity import ContentSimilarity, pad_to_multiple, stacks
+from odereg_core.similarity import content_similarity, pad_to_multiple, stacks
 from odereg_core.train.augment import augment
 from odereg_core.train.loop import (
     check,
@@ -333,11 +333,6 @@ class GanTrainer:
             matplotlib.image.imsave(
                 temporary, table.numpy(), cmap="gray", vmin=0, vmax=1, format="png"
             )
-
-
-def content_similarity(model: Disentangler, stacks_an_axis: int = 5) -> ContentSimilarity:
-    """Eq. 4's metric by a trained E^c, on the model's device."""
-    return ContentSimilarity(model.content, model.slices, model.downs, stacks_an_axis)
 
 
 def train(

@@ -18,7 +18,7 @@ from odereg_core.networks.disentangle import Disentangler
 from odereg_core.ode import Solver
 from odereg_core.profiles import ModelSection, Profile, Stage
 from odereg_core.seen import KEY
-from odereg_core.similarity import ContentSimilarity, MutualInformation, Similarity
+from odereg_core.similarity import MutualInformation, Similarity, content_similarity
 from odereg_core.train.augment import augment, drawn_pair
 from odereg_core.train.calibrate import measure
 from odereg_core.train.draws import motion, state, stretch, stretched, uniform
@@ -234,7 +234,7 @@ def similarity_of(section: ModelSection, encoder: Path, device: str) -> Similari
     if section.similarity == "mi":
         return MutualInformation()
     model = load_model(encoder, device, Disentangler)
-    return ContentSimilarity(model.content.requires_grad_(False), model.slices, model.downs)
+    return content_similarity(model).requires_grad_(False)
 
 
 def train(
