@@ -135,6 +135,8 @@ class EncoderSection(_Section):
     critic_steps: int = Field(5, ge=1)
     penalty: float = Field(10.0, ge=0)
     """Weight of the gradient penalty; 0 clips the critics' weights to ±0.01 as in [2]."""
+    noise: float = Field(1.0, ge=0)
+    """Of the content codes that G sees in training; their own variance is 1."""
     cycle: float = Field(10.0, ge=0)
     image: float = Field(10.0, ge=0)
     features: float = Field(10.0, ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from odereg_core.cohort import Cohort, Subject
 from odereg_core.files import atomic, provenance, sha256, write_json
-from odereg_core.networks.disentangle import Code, Critic, Disentangler, Stack
+from odereg_core.networks.disentangle import Code, Content, Critic, Disentangler, Stack, Style
 from odereg_core.pairs import pair_keys
 from odereg_core.profiles import EncoderSection, Profile
 from odereg_core.similarity import content_similarity, pad_to_multiple, stacks
@@ -31,6 +32,7 @@ from odereg_core.weights import save_model
 
 CLIP = 0.01
 """Where [2] clips the critics' weights."""
+Generate = Callable[[Content, Style, Code], Stack]
 
 
 class Networks(nn.Module):
@@ -68,29 +70,40 @@ class Swap:
     """x_ab of a's content in b's style, and x_ba."""
 
 
-def swap(model: Disentangler, a: Sample, b: Sample) -> Swap:
+def noisy(generator: Generate, sigma: float, rng: torch.Generator) -> Generate:
+    """G that sees content codes with white noise of `sigma`, as [19] trains it.
+
+    Without, contrasts end with codes that all but agree, and G still reads the source's intensities
+    from what is left between them: it copies instead of translating.
+    """
+
+    def generate(content: Content, style: Style, code: Code) -> Stack:
+        noise = torch.randn(content.shape, generator=rng).to(content.device)
+        inside = (content != 0).any(1, keepdim=True)
+        return generator(content + sigma * noise * inside, style, code)
+
+    return generate
+
+
+def swap(model: Disentangler, a: Sample, b: Sample, generate: Generate) -> Swap:
     """(a) and (b): encode both, swap styles, translate."""
     content = model.content(a.image), model.content(b.image)
     style = model.style(a.image, a.code), model.style(b.image, b.code)
-    there = model.generator(content[0], style[1], b.code)
-    back = model.generator(content[1], style[0], a.code)
+    there = generate(content[0], style[1], b.code)
+    back = generate(content[1], style[0], a.code)
     return Swap(content, style, (there, back))
 
 
-def reconstruction_losses(model: Disentangler, a: Sample, b: Sample, s: Swap) -> dict[str, Tensor]:
+def reconstruction_losses(
+    model: Disentangler, a: Sample, b: Sample, s: Swap, generate: Generate
+) -> dict[str, Tensor]:
     """(c) and (d): L_cyc, L_rec^c, L_rec^s and L_rec^x, each an L1 distance averaged over a and
     b."""
     x_ab, x_ba = s.translated
     content = model.content(x_ab), model.content(x_ba)  # of a, of b
     style = model.style(x_ba, a.code), model.style(x_ab, b.code)  # of a, of b
-    cycled = (
-        model.generator(content[0], style[0], a.code),
-        model.generator(content[1], style[1], b.code),
-    )
-    same = (
-        model.generator(s.content[0], s.style[0], a.code),
-        model.generator(s.content[1], s.style[1], b.code),
-    )
+    cycled = generate(content[0], style[0], a.code), generate(content[1], style[1], b.code)
+    same = generate(s.content[0], s.style[0], a.code), generate(s.content[1], s.style[1], b.code)
 
     def l1(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> Tensor:
         return sum(F.l1_loss(f.float(), w.float()) for f, w in zip(found, wanted, strict=True)) / 2
@@ -202,8 +215,9 @@ class GanTrainer:
     def critic_step(self, rng: torch.Generator) -> dict[str, float]:
         """One step of both critics."""
         a, b = self.draw(rng)
+        generate = noisy(self.translator.generator, self.section.noise, rng)
         with torch.no_grad(), mixed_precision(self.device, self.section.precision):
-            s = swap(self.translator, a, b)
+            s = swap(self.translator, a, b, generate)
         loss, terms = torch.zeros((), device=self.device), {}
         for name, (critic, real, fake) in zip(
             ("image", "content"), self.games(a, b, s), strict=True
@@ -230,11 +244,12 @@ class GanTrainer:
         ramp = min(1.0, 2 * progress)
         section, model = self.section, self.translator
         a, b = self.draw(rng)
+        generate = noisy(model.generator, section.noise, rng)
         with mixed_precision(self.device, self.section.precision):
-            s = swap(model, a, b)
-            terms = reconstruction_losses(model, a, b, s)
+            s = swap(model, a, b, generate)
+            terms = reconstruction_losses(model, a, b, s, generate)
             if section.invariance or section.recolour:
-                terms |= self._augmented(a, s, rng)
+                terms |= self._augmented(a, s, generate, rng)
         (image_critic, _, fake), (content_critic, real, wrong) = self.games(a, b, s)
         loss = (
             section.cycle * terms["cycle"]
@@ -248,14 +263,16 @@ class GanTrainer:
         self._descend(loss, list(model.parameters()))
         return {"loss": float(loss.detach())} | {k: float(v.detach()) for k, v in terms.items()}
 
-    def _augmented(self, a: Sample, s: Swap, rng: torch.Generator) -> dict[str, Tensor]:
+    def _augmented(
+        self, a: Sample, s: Swap, generate: Generate, rng: torch.Generator
+    ) -> dict[str, Tensor]:
         """Ours, not the paper's: an image and a copy of it with other intensities, bias and noise
         have one content (L1), and the copy's content in the image's style is the image (L1)."""
         # A stack is a thin volume to the augmentation.
         thin = a.image.movedim(1, -1)[:, None]
         seen = augment(thin, self.section.augment, rng)[:, 0].movedim(-1, 1)
         content = self.translator.content(seen)
-        back = self.translator.generator(content, s.style[0], a.code)
+        back = generate(content, s.style[0], a.code)
         return {
             "invariance": F.l1_loss(content.float(), s.content[0].float()),
             "recolour": F.l1_loss(back.float(), a.image),
@@ -304,7 +321,8 @@ class GanTrainer:
                 self.translator.code(torch.tensor([index[c]])).to(self.device)
                 for c in (key.moving, key.fixed)
             ]
-            s = swap(self.translator, Sample(a, codes[0]), Sample(b, codes[1]))
+            samples = Sample(a, codes[0]), Sample(b, codes[1])
+            s = swap(self.translator, *samples, self.translator.generator)
             errors.append(float((s.translated[0] - b).abs().mean() / b.mean()))
         ratio = torch.tensor(ratios)
         return {

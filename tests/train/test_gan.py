@@ -11,6 +11,7 @@ from odereg_core.train.gan import (
     CLIP,
     GanTrainer,
     gradient_penalty,
+    noisy,
     reconstruction_losses,
     swap,
     train,
@@ -35,10 +36,10 @@ def samples(trainer, seed=0):
 def test_swaps_and_reconstructions_are_section_2_2s(trainer):
     model: Disentangler = trainer.translator
     a, b = samples(trainer)
-    s = swap(model, a, b)
+    s = swap(model, a, b, model.generator)
     x_ab = model.generator(model.content(a.image), model.style(b.image, b.code), b.code)
     assert torch.equal(s.translated[0], x_ab)
-    losses = reconstruction_losses(model, a, b, s)
+    losses = reconstruction_losses(model, a, b, s, model.generator)
     x_ba = s.translated[1]
     aba = model.generator(model.content(x_ab), model.style(x_ba, a.code), a.code)
     bab = model.generator(model.content(x_ba), model.style(x_ab, b.code), b.code)
@@ -47,6 +48,16 @@ def test_swaps_and_reconstructions_are_section_2_2s(trainer):
     wanted = (F.l1_loss(model.style(x_ba, a.code), s.style[0])
               + F.l1_loss(model.style(x_ab, b.code), s.style[1])) / 2  # fmt: skip
     assert float(losses["rec_style"]) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_the_generator_sees_white_noise_on_the_foreground_alone():
+    content = torch.ones(2, 8, 40, 40)
+    content[:, :, :, 20:] = 0
+    seen = noisy(lambda c, *_: c, 0.5, torch.Generator().manual_seed(0))(content, None, None)
+    assert torch.equal(seen[:, :, :, 20:], content[:, :, :, 20:])
+    noise = (seen - content)[:, :, :, :20]
+    assert float(noise.std()) == pytest.approx(0.5, rel=0.02)
+    assert abs(float(noise.mean())) < 0.01
 
 
 def test_the_two_images_of_a_pair_differ_in_contrast(trainer):
