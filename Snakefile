@@ -33,7 +33,7 @@ def at_hand(model):
 # A row that lacks its weights is left out; Table 1 then says that it is missing.
 ROWS = {key: m for key, m in METHODS.items() if all(map(at_hand, m.models))}
 RESULTS = [f"{RUN}/results/{task}/{method}.csv" for method, m in ROWS.items() for task in m.tasks]
-NAMES = {*settings.encoders, *(name for m in ROWS.values() for name in m.models)}
+NAMES = {*filter(at_hand, settings.encoders), *(name for m in ROWS.values() for name in m.models)}
 MODELS = [f"{RUN}/models/{name}.safetensors" for name in sorted(NAMES)]
 
 
@@ -56,6 +56,7 @@ rule results:
     input:
         f"{RUN}/results/pairs.csv",
         f"{RUN}/results/table1.csv",
+        f"{RUN}/encoders/basins.csv",
 
 
 if not BRATS and settings.cohort:
@@ -106,7 +107,7 @@ else:
     rule trained_model:
         input:
             # L_sim needs the encoder first.
-            lambda w: [] if w.model == "encoder" else f"{RUN}/models/encoder.safetensors",
+            lambda w: [] if w.model in settings.encoders else f"{RUN}/models/encoder.safetensors",
             f"{RUN}/prepared/cohort.json",
             CORE,
             MODEL,
@@ -164,6 +165,22 @@ rule table:
         f"{RUN}/results/error.png",
     shell:
         "odereg table {input[0]} --profile {PROFILE} --out {RUN}/results"
+
+
+rule encoders:
+    input:
+        f"{RUN}/prepared/cohort.json",
+        [path for path in MODELS if Path(path).stem in settings.encoders],
+        CORE,
+        MODEL,
+        sources("similarity.py", "experiments/encoders.py", "experiments/landscape.py", "experiments/translation.py"),
+    output:
+        expand(f"{RUN}/encoders/{{name}}.{{kind}}", name=("curves", "basins", "translation"), kind=("csv", "json")),
+    params:
+        pairs=PAIRS or 0,
+    shell:
+        "odereg encoders --profile {PROFILE} --cohort {RUN}/prepared --models {RUN}/models "
+        "--pairs {params.pairs} --out {RUN}/encoders"
 
 
 # Fig. 4: every model of 4a and 4b is an ordinary profile, trained and evaluated as any other.

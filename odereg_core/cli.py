@@ -221,6 +221,37 @@ def evaluate(
 
 
 @app.command()
+def encoders(
+    cohort: CohortOption,
+    models: Annotated[Path, typer.Option(help="Folder of weights.")],
+    out: Annotated[Path, typer.Option(help="Folder for curves, basins and translation.")],
+    profile: ProfileOption = "demo",
+    pairs: Annotated[int, typer.Option(help="Test pairs, 0 for all.", min=0)] = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure a run's encoders as metrics (the landscape about alignment) and as translators."""
+    from odereg_core.cohort import Cohort
+    from odereg_core.experiments.encoders import measure
+    from odereg_core.experiments.landscape import landscape_keys, summary
+    from odereg_core.experiments.run import encoders_of
+    from odereg_core.profiles import load_profile
+    from odereg_core.register import choose_device
+
+    settings, subjects = load_profile(profile), Cohort(cohort)
+    facts = {"profile": settings.name, "voxel_mm": subjects.grid.spacing[0]}
+    found = measure(
+        encoders_of(settings, models),
+        subjects,
+        landscape_keys(subjects, pairs),
+        out,
+        choose_device(device),
+        **facts,
+        cohort=subjects.settings,
+    )
+    print(summary(found, subjects.grid.spacing[0]).round(1).to_string())
+
+
+@app.command()
 def merge(
     results: Annotated[Path, typer.Argument(help="Folder holding <task>/<method>.csv.")],
     out: Annotated[Path, typer.Option(help="The table to write.")],

@@ -118,13 +118,17 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(temporary, index=False, float_format="%.6g")
 
 
-def read_results(path: Path) -> pd.DataFrame:
-    """A table written by `write_results`. Raises InputError where it is missing or not such a
-    table."""
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV file. Raises InputError where it is missing or unreadable."""
     try:
-        table = pd.read_csv(path)
+        return pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable results table ({error})") from None
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """A table that `evaluate` made. Raises InputError where it is missing or not such a table."""
+    table = read_table(path)
     if missing := [c for c in COLUMNS if c not in table.columns]:
         raise InputError(f"{path}: not a results table, it lacks the column '{missing[0]}'")
     return table

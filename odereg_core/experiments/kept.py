@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from odereg_core.errors import InputError
-from odereg_core.experiments.evaluate import read_results
+from odereg_core.experiments.evaluate import read_table
 from odereg_core.files import atomic, read_json
 
 KEPT = Path(__file__).resolve().parents[2] / "results"
@@ -20,6 +20,9 @@ TABLES = {
     "4a": "fig4/4a.csv",
     "4b": "fig4/4b.csv",
     "4c": "fig4/4c.csv",
+    "curves": "encoders/curves.csv",
+    "basins": "encoders/basins.csv",
+    "translation": "encoders/translation.csv",
 }
 """A table's name, and where a run has it; its provenance is the `.json` beside it."""
 
@@ -55,14 +58,24 @@ def find(name: str, run: Path, profile: str) -> Results | None:
 def find_kept(name: str, profile: str) -> Results | None:
     """The table that the repository keeps of this profile, else of `demo`, else none."""
     for kept in dict.fromkeys((profile, "demo")):
-        path = KEPT / kept / Path(TABLES[name]).name
-        if path.exists():
-            return _read(path, f"kept in the repository, profile {kept}")
+        if found := find_in(KEPT / kept, name, f"kept in the repository, profile {kept}"):
+            return found
     return None
 
 
+def find_real(name: str) -> Results | None:
+    """The table that the repository keeps of scans of real heads, if there is one."""
+    return find_in(KEPT / "real", name, "kept in the repository, scans of real heads")
+
+
+def find_in(folder: Path, name: str, source: str) -> Results | None:
+    """The table in a folder of kept ones, if it is there."""
+    path = folder / Path(TABLES[name]).name
+    return _read(path, source) if path.exists() else None
+
+
 def _read(path: Path, source: str) -> Results:
-    return Results(read_results(path), read_json(path.with_suffix(".json")), source)
+    return Results(read_table(path), read_json(path.with_suffix(".json")), source)
 
 
 def keep(run: Path, out: Path) -> list[str]:
@@ -75,7 +88,7 @@ def keep(run: Path, out: Path) -> list[str]:
         raise InputError(f"{run}: has no results; `make results` makes them")
     files = [file for path in found.values() for file in (path, path.with_suffix(".json"))]
     for path in found.values():
-        read_results(path)
+        read_table(path)
         read_json(path.with_suffix(".json"))
     for file in files:
         with atomic(out / file.name) as temporary:

@@ -69,6 +69,17 @@ def landscape(
     return pd.DataFrame(rows, columns=[*COLUMNS, "offset", "measure", "value"])
 
 
+def curves(table: pd.DataFrame) -> pd.DataFrame:
+    """Quartiles over pairs of each measure, every pair's curve scaled to run from 0 to 1: columns
+    way, measure, offset, low, median, high."""
+    values = table.groupby([*COLUMNS, "measure"])["value"]
+    least, most = (values.transform(end).to_numpy(float) for end in ("min", "max"))
+    scaled = table.assign(value=(table["value"].to_numpy(float) - least) / (most - least))
+    at = scaled.groupby(["way", "measure", "offset"], sort=False)["value"]
+    quartiles = {"low": at.quantile(0.25), "median": at.median(), "high": at.quantile(0.75)}
+    return pd.DataFrame(quartiles).reset_index()
+
+
 def basins(table: pd.DataFrame) -> pd.DataFrame:
     """Each curve's lowest point and basin: columns COLUMNS, measure, minimum, basin.
 

@@ -18,6 +18,17 @@ from odereg_core.profiles import Profile, load_profile
 from odereg_core.weights import load_model
 
 
+def encoders_of(profile: Profile, models: Path) -> dict[str, Disentangler]:
+    """The encoders of a profile that a folder of weights has, by what distinguishes them: nothing
+    for the one that is used, `, 1 slice` for one that sees single slices."""
+    found = {}
+    for name in profile.encoders:
+        if (path := models / f"{name}.safetensors").exists():
+            encoder = load_model(path, kind=Disentangler)
+            found["" if name == "encoder" else f", {encoder.slices} slice"] = encoder
+    return found
+
+
 class Run:
     """The folder runs/<profile> of `make book`: cohort, models, results."""
 
@@ -42,6 +53,10 @@ class Run:
         """A trained encoder of this run, with its style encoder and generator, on the CPU."""
         return load_model(self.folder / "models" / f"{name}.safetensors", kind=Disentangler)
 
+    def encoders(self) -> dict[str, Disentangler]:
+        """All encoders of this run; see `encoders_of`."""
+        return encoders_of(self.profile, self.folder / "models")
+
     def model_facts(self, name: str) -> dict:
         """How a model was trained: command, seed, steps, device, hours, validation curve."""
         return read_json(self.folder / "models" / f"{name}.json")
@@ -51,9 +66,9 @@ class Run:
         """All methods' results, a line a pair."""
         return read_results(self.folder / "results" / "pairs.csv")
 
-    def figure(self, name: str) -> Results | None:
-        """The results of Fig. 4a, 4b or 4c: this run's, else those kept in the repository, else
-        none."""
+    def table(self, name: str) -> Results | None:
+        """A table of `kept.TABLES`, as Fig. 4a's: this run's, else the one kept in the repository,
+        else none."""
         return find(name, self.folder, self.profile.name)
 
     def kept(self) -> Results | None:

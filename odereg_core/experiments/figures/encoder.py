@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from odereg_core.cohort import Cohort
-from odereg_core.experiments.figures.style import GREEN, OURS, START, THEIRS, show, subplots
+from odereg_core.experiments.figures.style import GREEN, OURS, PINK, START, THEIRS, show, subplots
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.similarity import pad_to_multiple, stacks
 
-MEASURES = {"content": OURS, "MI": THEIRS, "MIND": GREEN}
+MEASURES = {"content": OURS, "content, 1 slice": PINK, "MI": THEIRS, "MIND": GREEN}
 
 
 def _stack(model: Disentangler, cohort: Cohort, name: str) -> torch.Tensor:
@@ -81,33 +80,23 @@ def swap_figure(model: Disentangler, cohort: Cohort, name: str) -> Figure:
     return fig
 
 
-def landscape_figure(table: pd.DataFrame) -> Figure:
-    """Each measure about alignment, every curve scaled to [0, 1]: the median, and the middle half
-    of the curves shaded. Left over rotations, right over shifts."""
-    ways = list(dict.fromkeys(table["way"]))
+def landscape_figure(curves: pd.DataFrame) -> Figure:
+    """Each measure about alignment, from `landscape.curves`: the median, and the middle half of the
+    pairs shaded. Left over rotations, right over shifts."""
+    ways = list(dict.fromkeys(curves["way"]))
     fig, axes = subplots(1, len(ways), figsize=(4.6 * len(ways), 3.2), squeeze=False)
-    keys = ["subject", "moving", "fixed", "way", "axis", "measure"]
-    curves = table.groupby(keys)["value"]
-    low, high = (curves.transform(end).to_numpy(float) for end in ("min", "max"))
-    table = table.assign(scaled=(table["value"].to_numpy(float) - low) / (high - low))
     for ax, way in zip(axes[0], ways, strict=True):
-        for measure, rows in table[table["way"] == way].groupby("measure", sort=False):
-            at = rows.groupby("offset")["scaled"]
-            colour = MEASURES.get(str(measure), START)
-            ax.plot(at.median(), color=colour, label=measure, lw=1.5)
+        for measure, rows in curves[curves["way"] == way].groupby("measure", sort=False):
+            rows, colour = rows.sort_values("offset"), MEASURES.get(str(measure), START)
+            ax.plot(rows["offset"], rows["median"], color=colour, label=measure, lw=1.5)
             ax.fill_between(
-                np.unique(rows["offset"]),
-                at.quantile(0.25),
-                at.quantile(0.75),
-                color=colour,
-                alpha=0.15,
-                lw=0,
+                rows["offset"], rows["low"], rows["high"], color=colour, alpha=0.15, lw=0
             )
         ax.set(xlabel="rotation / °" if way == "rotation" else "shift / mm", ylabel="scaled")
     axes[0, 0].legend()
     fig.tight_layout()
     fig.alt = (
         f"Scaled dissimilarity against {' and '.join(ways)} away from alignment, for "
-        f"{', '.join(dict.fromkeys(table['measure']))}: median and middle half over pairs."
+        f"{', '.join(dict.fromkeys(curves['measure']))}: median and middle half over pairs."
     )
     return fig
