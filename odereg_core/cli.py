@@ -238,15 +238,13 @@ def encoders(
     from odereg_core.register import choose_device
 
     settings, subjects = load_profile(profile), Cohort(cohort)
-    facts = {"profile": settings.name, "voxel_mm": subjects.grid.spacing[0]}
     found = measure(
         encoders_of(settings, models),
         subjects,
         landscape_keys(subjects, pairs),
         out,
         choose_device(device),
-        **facts,
-        cohort=subjects.settings,
+        profile=settings.name,
     )
     print(summary(found, subjects.grid.spacing[0]).round(1).to_string())
 

@@ -56,6 +56,7 @@ def measure(
         "basins": basins(table),
         "translation": translations(models, cohort, keys, device),
     }
+    facts |= {"pairs": len(keys), "voxel_mm": cohort.grid.spacing[0], "cohort": cohort.settings}
     for name, rows in found.items():
         write_table(rows, out / f"{name}.csv")
         write_json(out / f"{name}.json", {"encoders": {**facts, **provenance(device)}})

@@ -58,11 +58,11 @@ def test_what_is_measured_is_written_with_its_provenance(tiny_cohort, tmp_path):
         ", 1 slice": Disentangler(tiny_cohort.contrasts, slices=1, width=4, blocks=1),
     }
     keys = landscape_keys(tiny_cohort, 2)
-    found = measure(encoders, tiny_cohort, keys, tmp_path, voxel_mm=6.0)
+    found = measure(encoders, tiny_cohort, keys, tmp_path, profile="tiny")
     names = ["content", "content, 1 slice", "MI", "MIND"]
     assert list(dict.fromkeys(found["measure"])) == names
     assert len(pd.read_csv(tmp_path / "basins.csv")) == len(found) == 2 * 2 * len(names)
     ways = pd.read_csv(tmp_path / "translation.csv").groupby("way").size()
     assert ways.to_dict() == {"copy": 2, "histogram": 2, "GAN": 2, "GAN, 1 slice": 2}
     facts = json.loads((tmp_path / "curves.json").read_text())["encoders"]
-    assert facts["voxel_mm"] == 6.0 and "commit" in facts
+    assert (facts["profile"], facts["voxel_mm"]) == ("tiny", 6.0) and "commit" in facts

@@ -87,11 +87,9 @@ def landscape_figure(curves: pd.DataFrame) -> Figure:
     fig, axes = subplots(1, len(ways), figsize=(4.6 * len(ways), 3.2), squeeze=False)
     for ax, way in zip(axes[0], ways, strict=True):
         for measure, rows in curves[curves["way"] == way].groupby("measure", sort=False):
-            rows, colour = rows.sort_values("offset"), MEASURES.get(str(measure), START)
-            ax.plot(rows["offset"], rows["median"], color=colour, label=measure, lw=1.5)
-            ax.fill_between(
-                rows["offset"], rows["low"], rows["high"], color=colour, alpha=0.15, lw=0
-            )
+            rows, colour = rows.set_index("offset").sort_index(), MEASURES.get(str(measure), START)
+            ax.plot(rows["median"], color=colour, label=measure, lw=1.5)
+            ax.fill_between(rows.index, rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)
         ax.set(xlabel="rotation / °" if way == "rotation" else "shift / mm", ylabel="scaled")
     axes[0, 0].legend()
     fig.tight_layout()
