@@ -57,6 +57,7 @@ rule results:
         f"{RUN}/results/pairs.csv",
         f"{RUN}/results/table1.csv",
         f"{RUN}/encoders/basins.csv",
+        f"{RUN}/search/search.csv",
 
 
 if not BRATS and settings.cohort:
@@ -181,6 +182,21 @@ rule encoders:
     shell:
         "odereg encoders --profile {PROFILE} --cohort {RUN}/prepared --models {RUN}/models "
         "--pairs {params.pairs} --out {RUN}/encoders"
+
+
+rule search:
+    input:
+        f"{RUN}/prepared/cohort.json",
+        f"{RUN}/models/encoder.safetensors",
+        CORE,
+        sources("baselines/ants.py", "experiments/search.py", "experiments/evaluate.py"),
+    output:
+        multiext(f"{RUN}/search/search", ".csv", ".json"),
+    params:
+        pairs=settings.evaluation.pairs and min(10, settings.evaluation.pairs),
+    shell:
+        "odereg search --profile {PROFILE} --cohort {RUN}/prepared --models {RUN}/models "
+        "--pairs {params.pairs} --out {output[0]}"
 
 
 # Fig. 4: every model of 4a and 4b is an ordinary profile, trained and evaluated as any other.

@@ -250,6 +250,34 @@ def encoders(
 
 
 @app.command()
+def search(
+    cohort: CohortOption,
+    models: Annotated[Path, typer.Option(help="Folder that holds encoder.safetensors.")],
+    out: Annotated[Path, typer.Option(help="The table to write; its provenance goes beside it.")],
+    profile: ProfileOption = "demo",
+    pairs: Annotated[int, typer.Option(help="Validation pairs a task, 0 for all.", min=0)] = 10,
+    device: DeviceOption = "auto",
+) -> None:
+    """Try ANTs' settings on validation pairs, and rank them."""
+    from odereg_core.cohort import Cohort
+    from odereg_core.experiments.evaluate import write_results
+    from odereg_core.experiments.search import ranking
+    from odereg_core.experiments.search import search as run
+    from odereg_core.networks.disentangle import Disentangler
+    from odereg_core.profiles import load_profile
+    from odereg_core.register import choose_device
+    from odereg_core.weights import load_model
+
+    settings, subjects, chosen = load_profile(profile), Cohort(cohort), choose_device(device)
+    encoder = load_model(models / "encoder.safetensors", chosen, Disentangler)
+    found = run(subjects, encoder, pairs, settings.evaluation.seed, chosen)
+    voxel = subjects.grid.spacing[0]
+    facts = {"profile": settings.name, "split": "val", "voxel_mm": voxel}
+    write_results(found, out, chosen, **facts, cohort=subjects.settings)
+    print(ranking(found, voxel).round(2).to_string())
+
+
+@app.command()
 def merge(
     results: Annotated[Path, typer.Argument(help="Folder holding <task>/<method>.csv.")],
     out: Annotated[Path, typer.Option(help="The table to write.")],

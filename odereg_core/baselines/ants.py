@@ -37,6 +37,7 @@ class AntsRigid:
     the voxels and halves the error of what succeeded. Shrink factors are held in mm.
     """
 
+    sampling: float = 1.0
     shrink_mm: tuple[float, ...] = (12.0, 9.0, 6.0)
     smoothing_voxels: tuple[int, ...] = (3, 2, 1)
     iterations: tuple[int, ...] = (1000, 500, 250)
@@ -68,7 +69,7 @@ class AntsRigid:
         search = ants.registration(
             **common,
             outprefix=str(folder / "search"),
-            aff_random_sampling_rate=1.0,
+            aff_random_sampling_rate=self.sampling,
             aff_shrink_factors=shrink,
             aff_smoothing_sigmas=self.smoothing_voxels,
             aff_iterations=self.iterations,

@@ -8,10 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from odereg_core.cohort import Cohort
-from odereg_core.experiments.evaluate import write_table
+from odereg_core.experiments.evaluate import write_results
 from odereg_core.experiments.landscape import basins, curves, landscape
 from odereg_core.experiments.translation import translation_errors
-from odereg_core.files import provenance, write_json
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.pairs import PairKey
 from odereg_core.similarity import Mind, MutualInformation, Similarity, content_similarity
@@ -58,6 +57,5 @@ def measure(
     }
     facts |= {"pairs": len(keys), "voxel_mm": cohort.grid.spacing[0], "cohort": cohort.settings}
     for name, rows in found.items():
-        write_table(rows, out / f"{name}.csv")
-        write_json(out / f"{name}.json", {"encoders": {**facts, **provenance(device)}})
+        write_results(rows, out / f"{name}.csv", device, **facts)
     return found["basins"]

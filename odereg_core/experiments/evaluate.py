@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from odereg_core import metrics
-from odereg_core.baselines.base import Outcome
+from odereg_core.baselines.base import Outcome, Register
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.experiments.methods import METHODS
@@ -52,7 +53,6 @@ def score(pair: Pair, displacement: torch.Tensor) -> dict[str, float | None]:
     }
 
 
-@torch.no_grad()
 def evaluate(
     method: str,
     task: str,
@@ -77,6 +77,19 @@ def evaluate(
     keys = keys or pair_keys(cohort.names(split), cohort.contrasts, task, count, seed)
     if not keys:
         raise InputError(f"{cohort.folder}: no subject is for '{split}'")
+    return measured(register, method, cohort, keys, seed, device)
+
+
+@torch.no_grad()
+def measured(
+    register: Register,
+    name: str,
+    cohort: Cohort,
+    keys: Sequence[PairKey],
+    seed: int,
+    device: str = "cpu",
+) -> pd.DataFrame:
+    """What `evaluate` returns, of any way to register, called `name`."""
     rows, subject, warm = [], None, False
 
     def timed(pair: Pair) -> tuple[float, Outcome]:
@@ -87,7 +100,7 @@ def evaluate(
         _wait(device)
         return time.perf_counter() - start, outcome
 
-    for key in tqdm(keys, desc=f"{METHODS[method].name} ({task})", unit="pair", mininterval=2.0):
+    for key in tqdm(keys, desc=f"{name} ({keys[0].task})", unit="pair", mininterval=2.0):
         if subject is None or subject.name != key.subject:
             subject = cohort.load(key.subject)
         pair = simulate(cohort, subject, key, seed).to(device)
@@ -96,7 +109,7 @@ def evaluate(
             warm = True
         seconds, outcome = timed(pair)
         scores = score(pair, outcome.displacement.to(pair.moving))
-        named = {**key.__dict__, "method": method, "seconds": seconds, "nfe": outcome.nfe}
+        named = {**key.__dict__, "method": name, "seconds": seconds, "nfe": outcome.nfe}
         rows.append(named | scores)
     return pd.DataFrame(rows, columns=COLUMNS)
 

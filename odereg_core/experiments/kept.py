@@ -23,6 +23,7 @@ TABLES = {
     "curves": "encoders/curves.csv",
     "basins": "encoders/basins.csv",
     "translation": "encoders/translation.csv",
+    "search": "search/search.csv",
 }
 """A table's name, and where a run has it; its provenance is the `.json` beside it."""
 
@@ -44,7 +45,7 @@ class Results:
         size = f", voxels of {self.voxel_mm:g} mm" if self.voxel_mm else ""
         subjects = self.table["subject"].nunique()
         commits = sorted({str(f.get("commit")) for f in self.facts.values()})
-        return f"{self.source}{size}, {subjects} test subjects, commit {', '.join(commits)}"
+        return f"{self.source}{size}, {subjects} subjects, commit {', '.join(commits)}"
 
 
 def find(name: str, run: Path, profile: str) -> Results | None:
@@ -75,7 +76,8 @@ def find_in(folder: Path, name: str, source: str) -> Results | None:
 
 
 def _read(path: Path, source: str) -> Results:
-    return Results(read_table(path), read_json(path.with_suffix(".json")), source)
+    facts = read_json(path.with_suffix(".json"))
+    return Results(read_table(path), {"": facts} if "commit" in facts else facts, source)
 
 
 def keep(run: Path, out: Path) -> list[str]:

@@ -64,5 +64,5 @@ def test_what_is_measured_is_written_with_its_provenance(tiny_cohort, tmp_path):
     assert len(pd.read_csv(tmp_path / "basins.csv")) == len(found) == 2 * 2 * len(names)
     ways = pd.read_csv(tmp_path / "translation.csv").groupby("way").size()
     assert ways.to_dict() == {"copy": 2, "histogram": 2, "GAN": 2, "GAN, 1 slice": 2}
-    facts = json.loads((tmp_path / "curves.json").read_text())["encoders"]
+    facts = json.loads((tmp_path / "curves.json").read_text())
     assert (facts["profile"], facts["voxel_mm"]) == ("tiny", 6.0) and "commit" in facts

@@ -31,7 +31,7 @@ def test_what_is_kept_is_found_where_a_run_has_none(tmp_path, monkeypatch):
     found = kept.find("4b", other, "smoke")
     assert found.table.rmse_phi_mm.tolist() == [2.0]
     assert str(found) == (
-        "kept in the repository, profile demo, voxels of 3 mm, 1 test subjects, commit abc"
+        "kept in the repository, profile demo, voxels of 3 mm, 1 subjects, commit abc"
     )
     make(other, "4b", 5.0)
     own = kept.find("4b", other, "smoke")
