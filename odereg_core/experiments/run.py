@@ -61,6 +61,26 @@ class Run:
         """How a model was trained: command, seed, steps, device, hours, validation curve."""
         return read_json(self.folder / "models" / f"{name}.json")
 
+    def trainings(self) -> pd.DataFrame:
+        """A line a trained registration model: samples seen, hours, its best RMSE(phi) on validation
+        pairs in mm, and the best within three quarters of the steps: where these two are alike, the
+        curve has flattened."""
+        rows = {}
+        for name in [*self.profile.models, *self.profile.baselines]:
+            if not (self.folder / "models" / f"{name}.json").exists():
+                continue
+            facts = self.model_facts(name)
+            curve = facts["validation_curve"]
+            early = [error for step, error in curve if step <= 0.75 * facts["steps"]]
+            rows[name] = {
+                "samples": facts["samples"],
+                "hours": round(facts["seconds"] / 3600, 2),
+                "best / mm": facts["validation_rmse_phi_mm"],
+                "best of the first 3/4 / mm": min(early, default=float("nan")),
+                "device": facts["device"],
+            }
+        return pd.DataFrame.from_dict(rows, orient="index")
+
     @cached_property
     def results(self) -> pd.DataFrame:
         """All methods' results, a line a pair."""

@@ -1,4 +1,4 @@
-"""The search for ANTs' settings: candidates differ, include what is used, and are ranked by error."""
+"""The search for ANTs' settings: candidates differ, hold what is used, and are ranked by error."""
 
 import dataclasses
 
