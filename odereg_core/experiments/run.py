@@ -62,9 +62,9 @@ class Run:
         return read_json(self.folder / "models" / f"{name}.json")
 
     def trainings(self) -> pd.DataFrame:
-        """A line a trained registration model: samples seen, hours, its best RMSE(phi) on validation
-        pairs in mm, and the best within three quarters of the steps: where these two are alike, the
-        curve has flattened."""
+        """A line a trained registration model: samples seen, hours, its best RMSE(phi) on
+        validation pairs in mm, and the best within three quarters of the steps: where these two are
+        alike, the curve has flattened."""
         rows = {}
         for name in [*self.profile.models, *self.profile.baselines]:
             if not (self.folder / "models" / f"{name}.json").exists():
