@@ -36,9 +36,9 @@ from odereg_core.warp import warp
 from odereg_core.weights import load_model, save_model
 
 SCALES = 3
-"""Stages name scales as MS-ODENet's do: 3 is the working grid, 2 half its resolution."""
-BINS = 16
-"""Of MI: with 32, the few thousand voxels of a coarse grid reward noise more than alignment."""
+"""Stages name scales as MS-ODENet's do: at 3 a network sees the working grid, at 2 half its
+resolution. The similarity is that of the working grid's images at every stage: averaged, they tell
+alignment by a third as much, and interpolation alone then makes MI greater."""
 
 
 class Couples:
@@ -64,9 +64,8 @@ class Couples:
                     ).half()
                 )
 
-    def draw(self, batch: int, factor: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A batch of couples (B, 1, X, Y, Z), averaged over factor^3 voxels, mirrored left to right
-        half the time."""
+    def draw(self, batch: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A batch of couples (B, 1, X, Y, Z), mirrored left to right half the time."""
         moving, fixed = [], []
         for _ in range(batch):
             subject = int(torch.randint(len(self.images), (1,), generator=rng))
@@ -77,9 +76,8 @@ class Couples:
             both = torch.stack([one, own[b]]).float()
             if float(torch.rand(1, generator=rng)) < 0.5:
                 both = both.flip(1)
-            both = F.avg_pool3d(both[:, None], factor) if factor > 1 else both[:, None]
-            moving.append(both[:1])
-            fixed.append(both[1:])
+            moving.append(both[None, :1])
+            fixed.append(both[None, 1:])
         return torch.cat(moving), torch.cat(fixed)
 
 
@@ -102,6 +100,8 @@ class BaselineTrainer:
         self.grids = cohort.grid.pyramid(SCALES)
         self.transform = BSpline() if section.task == "deformable" else Rigid()
         self.schedule = Schedule(section.stages)
+        mono = section.similarity == "ncc"
+        self.similarity = CrossCorrelation() if mono else MutualInformation(bins=16)
         self.pairs = []
         for each in validation_pairs(cohort, section.task, section.validation_pairs):
             pair = each.to(self.device)
@@ -116,23 +116,15 @@ class BaselineTrainer:
         section, (stage, _) = self.section, self.schedule.at(number)
         self.schedule.set_rate(self.optimizer, number)
         rng = step_generator(section.seed, number)
-        factor, grid = 2 ** (SCALES - stage.scales), self.grids[stage.scales - 1]
-        one, two = self.couples.draw(stage.batch, factor, rng)
+        one, two = self.couples.draw(stage.batch, rng)
         moving, fixed, _ = drawn_pair(
-            self.transform, section.motion, section.augment, grid, one, two, rng
+            self.transform, section.motion, section.augment, self.cohort.grid, one, two, rng
         )
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        terms: dict[str, Tensor] = {}
         with mixed_precision(self.device, section.precision):
-            if isinstance(self.model, Rcn):
-                u, matrix, parts = self.model.stages(moving, fixed, grid)
-                terms["affine"] = affine_regularity(matrix)
-            else:
-                u = self.model(moving, fixed, grid)
-                parts = [u]
-        terms["similarity"] = self.similarity(stage.scales)(warp(moving, u, grid), fixed).mean()
-        terms["regularity"] = torch.stack([regularity(part, grid) for part in parts]).sum()
+            u, terms = self.found(moving, fixed, stage.scales)
+        terms["similarity"] = self.similarity(warp(moving, u, self.cohort.grid), fixed).mean()
         loss = terms["similarity"] + section.lambda_reg * terms["regularity"]
         loss = loss + 0.1 * terms.get("affine", 0.0)
         loss.backward()
@@ -140,22 +132,28 @@ class BaselineTrainer:
         self.optimizer.step()
         return {"loss": float(loss.detach())} | {k: float(v.detach()) for k, v in terms.items()}
 
-    def similarity(self, scales: int) -> MutualInformation | CrossCorrelation:
-        """The profile's similarity on the grid of `scales`."""
-        if self.section.similarity == "ncc":
-            return CrossCorrelation()
-        return MutualInformation(BINS, stride=2 if scales == SCALES else 1)
+    def found(self, moving: Tensor, fixed: Tensor, scales: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """u on the working grid, of what the network finds at a scale's resolution, and the
+        penalties on it there."""
+        grid, factor = self.grids[scales - 1], 2 ** (SCALES - scales)
+        seen = F.avg_pool3d(moving, factor), F.avg_pool3d(fixed, factor)
+        penalties = {}
+        if isinstance(self.model, Rcn):
+            u, matrix, parts = self.model.stages(*seen, grid)
+            penalties["affine"] = affine_regularity(matrix)
+        else:
+            u = self.model(*seen, grid)
+            parts = [u]
+        penalties["regularity"] = torch.stack([regularity(part, grid) for part in parts]).sum()
+        return F.interpolate(u, size=self.cohort.grid.shape, mode="trilinear"), penalties
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
         """RMSE(phi) on the validation pairs, of what is found at the resolution `step` trains."""
         self.model.eval()
-        scales = self.schedule.at(step)[0].scales
-        factor, errors = 2 ** (SCALES - scales), []
+        scales, errors = self.schedule.at(step)[0].scales, []
         for pair, moving in self.pairs:
-            seen = (F.avg_pool3d(image, factor) for image in (moving, pair.fixed))
-            u = self.model(*seen, self.grids[scales - 1])
-            u = F.interpolate(u, size=pair.grid.shape, mode="trilinear")
+            u, _ = self.found(moving, pair.fixed, scales)
             errors.append(float(rmse_phi(u, pair.displacement, pair.brain)))
         error = torch.tensor(errors)
         return {"rmse_phi_mm": float(error.mean()), "median_mm": float(error.median())}
