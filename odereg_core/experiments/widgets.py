@@ -152,7 +152,7 @@ def descent_explorer(bowl: Tensor, start: Tensor) -> Any:
     step = widgets.FloatSlider(value=0.1, min=0.01, max=0.25, step=0.01, description="step")
 
     def draw() -> Figure:
-        fig = plt.figure(figsize=(7, 3.2))
+        fig = plt.figure(figsize=(9, 3.6))
         descent_frame(fig, bowl, start, step.value)
         return fig
 
@@ -175,7 +175,7 @@ def solver_explorer(problem: Problem) -> Any:
     value = widgets.FloatLogSlider(value=0.1, min=-4, max=-0.7, step=0.1, description="dt or eps")
 
     def draw() -> Figure:
-        fig = plt.figure(figsize=(8, 3))
+        fig = plt.figure(figsize=(9, 3.4))
         size = value.value if kind.value == "A" else max(value.value, 1e-3)
         solver_frame(fig, problem, f"{kind.value}({size:.2g})")
         return fig
