@@ -90,7 +90,10 @@ def time_needed(notebook: nbformat.NotebookNode) -> str:
     facts = notebook.metadata.get("papermill", {})
     if seconds := facts.get("duration"):
         took = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
-        text += f" Running it took {took} at `{facts['parameters']['profile']}`."
+        profile = facts["parameters"]["profile"]
+        text += f" Running it took {took} at `{profile}`."
+        if profile == "smoke":
+            text += " Its models train for seconds: see how it works, not how well."
     return f":::{{div}} chapter-time\n{text}\n:::\n"
 
 

@@ -45,10 +45,11 @@ def described(comparison: Comparison) -> str:
 def slice_animation(comparison: Comparison, axis: int = 2, count: int = 12) -> Animation:
     """The comparison through `count` slices of the brain."""
     brain = comparison.pair.brain[0, 0].cpu().numpy()
-    inside = np.flatnonzero(brain.any(tuple({0, 1, 2} - {axis})))
-    stops = np.unique(np.linspace(inside[0], inside[-1], count + 4)[2:-2].round().astype(int))
+    area = brain.sum(tuple({0, 1, 2} - {axis}))
+    inside = np.flatnonzero(area > 0.4 * area.max())
+    stops = np.unique(np.linspace(inside[0], inside[-1], count).round().astype(int))
     columns = _columns(comparison)
-    fig, axes = subplots(3, columns, figsize=(1.7 * columns, 6.2), squeeze=False)
+    fig, axes = subplots(3, columns, figsize=(1.7 * columns, 6.4), layout="constrained")
     fig.alt = described(comparison)
 
     def frame(i: int) -> list:

@@ -164,16 +164,15 @@ def order_figure(errors: pd.DataFrame) -> Figure:
 
 def work_figure(work: pd.DataFrame, times: Sequence[float]) -> Figure:
     """Left error against evaluations, a line a solver; right the steps an adaptive solve took."""
-    fig, (left, right) = subplots(1, 2, figsize=(9, 3.4), width_ratios=(3, 2))
+    fig, (left, right) = subplots(1, 2, figsize=(9, 3.8), width_ratios=(3, 2), layout="constrained")
     groups = work.groupby("solver", sort=False)
     for (name, rows), colour, marker in zip(groups, LINES, MARKERS, strict=False):
         left.loglog(rows.evaluations, rows.error, f"{marker}-", color=colour, ms=4, label=name)
     left.set(xlabel="evaluations of f", ylabel="error at the end")
-    left.legend()
+    fig.legend(loc="outside upper center", ncols=len(groups))
     right.step(times, [*np.diff(times), times[-1] - times[-2]], where="post", color=LINES[2])
     right.plot(times, np.zeros(len(times)), "|", color="black", ms=8)
     right.set(xlabel="t", ylabel="accepted step", ylim=(0, None))
-    fig.tight_layout()
     fig.alt = (
         f"Left: error against evaluations of f for {', '.join(work.solver.unique())}. Right: an "
         f"adaptive solve's {len(times) - 1} steps, from {times[1] - times[0]:.2g} up to "
