@@ -1,7 +1,7 @@
 """One PDF of a built book: python book/pdf.py BOOK OUT.
 
 Sphinx makes one page of the book's sources, warnings being errors; headless Chromium, driven by
-selenium, prints it: solutions unfolded, and four frames in an animation's place.
+selenium, prints it: solutions unfolded, and three frames in an animation's place.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ document.querySelectorAll("details").forEach(e => e.open = true);
 for (const player of document.querySelectorAll(".animation")) {
   const picture = player.querySelector("img"), id = picture.id.replace("_anim_img", "");
   const frames = window["anim" + id].frames, last = frames.length - 1;
-  player.replaceChildren(...[0, 1, 2, 3].map(k => {
+  player.replaceChildren(...[0, 1, 2].map(k => {
     const still = new Image();
-    still.src = frames[Math.round(k * last / 3)].src, still.alt = picture.alt;
+    still.src = frames[Math.round(k * last / 2)].src, still.alt = picture.alt;
     return still;
   }));
 }
