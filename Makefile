@@ -1,5 +1,6 @@
 # One command for each thing one does here. It sets up what it needs, and redoes only what changed.
 #   make book [PROFILE=smoke|demo|paper] [BRATS=/path/to/BraTS2020] [UNSEEN=/path/to/IXI]
+#   make pdf (the book on paper)    make live (the notebooks in JupyterLab)    make nbval (the same outputs again?)
 #   make results (all test pairs)    make ablations (Fig. 4)    make keep    make test    make lint    make bench    make clean
 
 PROFILE ?= demo
@@ -23,11 +24,11 @@ READY := .venv/.ready
 BIN := .venv/bin/
 endif
 
-.PHONY: help book results ablations keep test lint bench clean
+.PHONY: help book pdf live nbval results ablations keep test lint bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '2,3s/^# *//p' Makefile
+	@sed -n '2,4s/^# *//p' Makefile
 
 .venv/.ready: pyproject.toml requirements.lock
 	@echo "== making .venv and installing the pinned dependencies (about 2 GB, a few minutes)"
@@ -43,6 +44,19 @@ SNAKEMAKE = PATH="$(abspath .venv/bin):$$PATH" $(BIN)snakemake $@ --cores $(JOBS
 book: $(READY)
 	$(SNAKEMAKE)
 	@echo "the book: $(abspath runs/$(PROFILE)/book/_build/html/index.html)"
+
+pdf: book
+	$(BIN)python book/pdf.py runs/$(PROFILE)/book runs/$(PROFILE)/book.pdf
+
+live: $(READY)
+	$(BIN)pip install --progress-bar off -q -c requirements.lock jupyterlab
+	$(BIN)jupyter lab --notebook-dir=notebooks
+
+# Runs the executed notebooks once more and compares the outputs of their checked cells.
+nbval: book
+	rm -rf .nbval && mkdir .nbval && cp runs/$(PROFILE)/notebooks/*.ipynb .nbval
+	ODEREG_STATIC=1 $(BIN)python -m pytest --nbval-lax --nbval-current-env -o timeout=0 -q -n 2 --dist loadfile .nbval
+	rm -rf .nbval
 
 results: $(READY)
 	$(SNAKEMAKE) pairs=0
@@ -65,5 +79,5 @@ bench: $(READY)
 	$(BIN)python -m odereg_core.bench $(BENCH)
 
 clean:
-	rm -rf runs .snakemake .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf runs .nbval .snakemake .pytest_cache .ruff_cache .hypothesis build dist
 	@echo "kept .venv; remove it by hand"

@@ -90,12 +90,17 @@ def time_needed(notebook: nbformat.NotebookNode) -> str:
     facts = notebook.metadata.get("papermill", {})
     if seconds := facts.get("duration"):
         took = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
-        text += f" Running it took {took} at `{facts['parameters']['profile']}`."
+        profile = facts["parameters"]["profile"]
+        text += f" Running it took {took} at `{profile}`."
+        if profile == "smoke":
+            text += " Its models train for seconds: see how it works, not how well."
     return f":::{{div}} chapter-time\n{text}\n:::\n"
 
 
-def launch_from(repository: str, config: Path) -> None:
+def launch_from(repository: str, book: Path) -> None:
     """Buttons that open a chapter on Binder or Colab, from the repository at this address."""
+    config, page = book / "_config.yml", book / "how_to_run.md"
+    page.write_text(page.read_text().replace("https://github.com/owner/name", repository))
     settings = yaml.safe_load(config.read_text())
     settings["repository"] = {"url": repository, "branch": "main"}
     settings["launch_buttons"] |= {
@@ -122,7 +127,7 @@ def build(notebooks: Path, out: Path, cache: Path) -> Path:
         dress(notebook)
         nbformat.write(notebook, partial / "notebooks" / path.name)
     if repository := os.environ.get("ODEREG_REPOSITORY"):
-        launch_from(repository, partial / "_config.yml")
+        launch_from(repository, partial)
     extra = partial / "extra" / "mathjax"
     extra.mkdir(parents=True)
     shutil.copy(mathjax(cache), extra)

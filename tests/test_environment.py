@@ -1,5 +1,6 @@
 """environment.yml, pyproject.toml and the lock agree, and the layers point one way."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -29,7 +30,13 @@ def lock():
 
 def test_the_lock_pins_every_dependency_to_a_version_that_suits(project, lock):
     extras = project["optional-dependencies"]
-    texts = [*project["dependencies"], *extras["book"], *extras["test"], *extras["dev"]]
+    texts = [
+        *project["dependencies"],
+        *extras["book"],
+        *extras["test"],
+        *extras["dev"],
+        *extras["live"],
+    ]
     for requirement in map(Requirement, texts):
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
         assert name in lock, f"{name} is not in requirements.lock"
@@ -51,6 +58,14 @@ def test_conda_gives_python_and_pip_gives_the_rest(project):
     assert project["optional-dependencies"]["all"] == [f"{project['name']}[book,test,dev]"]
     makefile = (ROOT / "Makefile").read_text()
     assert f"CONDA_DEFAULT_ENV),{environment['name']})" in makefile
+
+
+def test_binder_has_the_same_python_and_the_same_pins():
+    read = [ROOT / "environment.yml", ROOT / "binder" / "environment.yml"]
+    conda, binder = (yaml.safe_load(path.read_text())["dependencies"] for path in read)
+    assert binder[:2] == conda[:2]
+    assert {"-c ../requirements.lock", "-e ..[book]"} < set(binder[2]["pip"])
+    assert os.access(ROOT / "binder" / "postBuild", os.X_OK)
 
 
 LAYERS = [

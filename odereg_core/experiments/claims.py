@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from odereg_core.experiments.methods import METHODS
 from odereg_core.experiments.tables import OURS, TASKS
@@ -268,6 +269,15 @@ CLAIMS = (
         "chapter 3, memory", adjoint_saves_memory,
     ),
 )  # fmt: skip
+
+
+def styled(table: pd.DataFrame, uuid: str = "claims") -> Styler:
+    """`verdicts` as a page shows them."""
+    marks = {"holds": "✓ holds", "fails": "✗ fails"}
+    left = {"text-align": "left"}
+    printed = Styler(table, uuid=uuid).hide(axis="index").set_properties(**left)
+    printed.format({"verdict": lambda outcome: marks.get(outcome, outcome)})
+    return printed.set_table_attributes('class="dataframe"')
 
 
 def verdicts(found: Evidence) -> pd.DataFrame:

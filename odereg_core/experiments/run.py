@@ -6,16 +6,27 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+from torch import Tensor
 
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.experiments.evaluate import read_results
 from odereg_core.experiments.kept import Results, find, find_kept
+from odereg_core.experiments.tables import in_order
 from odereg_core.files import provenance, read_json
+from odereg_core.metrics import rmse_phi
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
+from odereg_core.pairs import Pair, pair_keys, simulate
 from odereg_core.profiles import Profile, load_profile
 from odereg_core.weights import load_model
+
+pd.set_option("display.max_colwidth", None)  # a page wraps what is long
+
+
+def error_mm(u: Tensor, pair: Pair) -> float:
+    """RMSE(phi) of a displacement over the pair's brain."""
+    return float(rmse_phi(u, pair.displacement, pair.brain))
 
 
 def encoders_of(profile: Profile, models: Path) -> dict[str, Disentangler]:
@@ -44,6 +55,12 @@ class Run:
     @cached_property
     def cohort(self) -> Cohort:
         return Cohort(self.folder / "prepared")
+
+    def pairs(self, task: str, count: int) -> list[Pair]:
+        """A sample of a task's test pairs, as evaluation simulates them."""
+        cohort, seed = self.cohort, self.profile.evaluation.seed
+        keys = pair_keys(cohort.names("test"), cohort.contrasts, task, count, seed)
+        return [simulate(cohort, cohort.load(key.subject), key, seed) for key in keys]
 
     def model(self, name: str) -> MSODENet:
         """A trained model of this run, on the CPU."""
@@ -84,7 +101,7 @@ class Run:
     @cached_property
     def results(self) -> pd.DataFrame:
         """All methods' results, a line a pair."""
-        return read_results(self.folder / "results" / "pairs.csv")
+        return in_order(read_results(self.folder / "results" / "pairs.csv"))
 
     def table(self, name: str) -> Results | None:
         """A table of `kept.TABLES`, as Fig. 4a's: this run's, else the one kept in the repository,

@@ -48,6 +48,13 @@ def paper_table() -> pd.DataFrame:
     return pd.DataFrame(numbers, index=index, columns=columns)
 
 
+def in_order(results: pd.DataFrame) -> pd.DataFrame:
+    """The lines in Table 1's order, by task and method."""
+    place = {name: i for i, name in enumerate([*TASKS, *METHODS])}
+    by = ["task", "method"]
+    return results.sort_values(by, key=lambda names: names.map(place), kind="stable")
+
+
 def summary(results: pd.DataFrame, voxel_mm: float) -> pd.DataFrame:
     """A line a task and method, by the paper's names.
 
@@ -149,7 +156,7 @@ def best_of_blocks(means: pd.DataFrame) -> pd.DataFrame:
     return signed.eq(signed.groupby(level="task").transform("min")) & signed.notna()
 
 
-def styled(results: pd.DataFrame, voxel_mm: float) -> Styler:
+def styled(results: pd.DataFrame, voxel_mm: float, uuid: str = "table1") -> Styler:
     """`table1` with the best of each block in bold, in this run's columns and in the paper's."""
     table = table1(results, voxel_mm)
     bold = pd.DataFrame("", index=table.index, columns=table.columns)
@@ -158,7 +165,8 @@ def styled(results: pd.DataFrame, voxel_mm: float) -> Styler:
         best = best_of_blocks(means).reindex(table.index, fill_value=False)
         for measure, (_, head) in MEASURES.items():
             bold.loc[best[measure], (head, where)] = "font-weight: bold"
-    return Styler(table, uuid="table1").apply(lambda _: bold, axis=None)
+    printed = Styler(table, uuid=uuid).apply(lambda _: bold, axis=None)
+    return printed.set_table_attributes('class="dataframe table1"')
 
 
 def write_table1(results: pd.DataFrame, voxel_mm: float, folder: Path) -> None:

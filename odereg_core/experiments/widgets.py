@@ -114,7 +114,7 @@ def _following(controls: Sequence[Any], draw: Callable[[], Figure], head: Any = 
     def redraw(_: object = None) -> None:
         fig = draw()
         buffer = io.BytesIO()
-        fig.savefig(buffer, format="png")
+        fig.savefig(buffer, format="png", bbox_inches="tight")
         plt.close(fig)
         picture.value = buffer.getvalue()
 
@@ -152,7 +152,7 @@ def descent_explorer(bowl: Tensor, start: Tensor) -> Any:
     step = widgets.FloatSlider(value=0.1, min=0.01, max=0.25, step=0.01, description="step")
 
     def draw() -> Figure:
-        fig = plt.figure(figsize=(7, 3.2))
+        fig = plt.figure(figsize=(9, 3.6))
         descent_frame(fig, bowl, start, step.value)
         return fig
 
@@ -175,7 +175,7 @@ def solver_explorer(problem: Problem) -> Any:
     value = widgets.FloatLogSlider(value=0.1, min=-4, max=-0.7, step=0.1, description="dt or eps")
 
     def draw() -> Figure:
-        fig = plt.figure(figsize=(8, 3))
+        fig = plt.figure(figsize=(9, 3.4))
         size = value.value if kind.value == "A" else max(value.value, 1e-3)
         solver_frame(fig, problem, f"{kind.value}({size:.2g})")
         return fig
@@ -241,15 +241,16 @@ def volume_explorer(subject: Subject, grid: Grid, contrast: int = 0) -> Any:
         fig = planes_figure(subject, contrast)
         plt.close(fig)  # it is the cell's value; the notebook would show it twice
         return fig
-    from ipyniivue import NiiVue
+    from ipyniivue import NiiVue, SliceType
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"{subject.name}.nii.gz"
         affine = np.diag([*grid.spacing, 1.0])
         affine[:3, 3] = [-(n - 1) * s / 2 for n, s in zip(grid.shape, grid.spacing, strict=True)]
         save_nifti(path, subject.images[contrast].numpy(), affine)
-        viewer = NiiVue(height=400)
-        viewer.load_volumes([{"path": str(path)}])
+        viewer = NiiVue(height=400, slice_type=SliceType.RENDER, crosshair_width=0)
+        viewer.load_volumes([{"path": str(path), "cal_min": 0.1}])
+        viewer.set_clip_plane(0.1, 270, 0)
     return viewer
 
 
@@ -280,7 +281,7 @@ def comparison_explorer(run: Run, task: str = "deformable", first: Comparison | 
             return
         buffer = io.BytesIO()
         fig = comparison_figure(shown, at=at.value)
-        fig.savefig(buffer, format="png")
+        fig.savefig(buffer, format="png", bbox_inches="tight")
         plt.close(fig)
         picture.value = buffer.getvalue()
 

@@ -9,6 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+REPOSITORY = "https://github.com/someone/a-fork"
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,9 @@ def html(tmp_path_factory):
     spec.loader.exec_module(assemble)
     out = tmp_path_factory.mktemp("book") / "book"
     cache = ROOT / "runs" / "vendor"
-    return assemble.build(ROOT / "notebooks", out, cache).parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ODEREG_REPOSITORY", REPOSITORY)
+        return assemble.build(ROOT / "notebooks", out, cache).parent
 
 
 def built(html):
@@ -46,6 +49,20 @@ def test_nothing_is_loaded_from_elsewhere(html):
     for sheet in html.rglob("*.css"):
         text = sheet.read_text()
         assert not re.search(r"url\(['\"]?(https?:)?//|@import ['\"](https?:)?//", text), sheet
+
+
+@pytest.mark.slow
+def test_every_chapter_has_buttons_that_open_its_notebook(html):
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        page = BeautifulSoup((html / "notebooks" / f"{path.stem}.html").read_text(), "html.parser")
+        links = {a["href"] for a in page.find_all("a", href=re.compile("mybinder|colab"))}
+        lab, blob = f"lab/tree/notebooks/{path.name}", f"blob/main/notebooks/{path.name}"
+        assert links == {
+            f"https://mybinder.org/v2/gh/someone/a-fork/main?urlpath={lab}",
+            f"https://colab.research.google.com/github/someone/a-fork/{blob}",
+        }
+    page = BeautifulSoup((html / "how_to_run.html").read_text(), "html.parser")
+    assert f"git clone -q {REPOSITORY} " in page.text
 
 
 @pytest.mark.slow

@@ -30,14 +30,14 @@ def test_bars_are_means_with_their_intervals(results):
     assert [ax.get_title() for ax in fig.axes] == ["RMSE(φ) / mm", "RMSE(x) × 10⁻²"]  # no Dice
     ax = fig.axes[0]
     means = results.groupby("variant").rmse_phi_mm.mean()
-    assert [bar.get_height() for bar in ax.patches] == pytest.approx(
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx(
         [means["steps_2"], means["steps_1"]]
     )
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["two", "one"]
-    assert fig.axes[1].patches[0].get_height() == pytest.approx(5)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["two", "one"]
+    assert fig.axes[1].patches[0].get_width() == pytest.approx(5)
     rows = results[results.variant == "steps_2"]
     segments = ax.containers[0].lines[2][0].get_segments()
-    assert segments[0][:, 1] == pytest.approx(interval(rows.rmse_phi_mm, rows.subject))
+    assert segments[0][:, 0] == pytest.approx(interval(rows.rmse_phi_mm, rows.subject))
     assert fig.texts[0].get_text() == "a note"
     plt.close(fig)
 

@@ -20,15 +20,16 @@ def bars_figure(
     """A bar a value of column `by`, in the order of `labels`: the mean of each measure with its
     95 % interval by subject. `ours` are drawn in blue. A measure without values has no panel."""
     shown = [m for m in SHOWN if results[m].notna().any()]
-    fig, axes = subplots(1, len(shown), figsize=(3.6 * len(shown), 3.6), squeeze=False)
     names = [name for name in labels if (results[by] == name).any()]
+    size = (3 * len(shown) + 1.5, 0.36 * len(names) + 1)
+    fig, axes = subplots(1, len(shown), figsize=size, squeeze=False, sharey=True)
     for ax, measure in zip(axes[0], shown, strict=True):
         means, errors = _intervals(results, by, names, measure)
         colours = [OURS if name in ours else START for name in names]
-        ax.bar(range(len(names)), means, color=colours, yerr=errors, capsize=3, width=0.7)
-        ax.set_xticks(range(len(names)), [labels[n] for n in names], rotation=40, ha="right")
-        ax.tick_params(axis="x", labelsize=8)
-        ax.set_title(MEASURES[measure][1], fontsize=10)
+        ax.barh(range(len(names)), means, color=colours, xerr=errors, capsize=3, height=0.7)
+        ax.set_title(MEASURES[measure][1])
+    axes[0, 0].set_yticks(range(len(names)), [labels[name] for name in names])
+    axes[0, 0].invert_yaxis()
     fig.alt = _described(results, by, labels)
     return _noted(fig, note)
 
@@ -43,7 +44,7 @@ def steps_figure(results: pd.DataFrame, steps: dict[str, int], note: str = "") -
         at = [steps[name] for name in names]
         ax.errorbar(at, means, yerr=errors, color=OURS, marker="o", ms=4, capsize=3)
         _log2(ax, at)
-        ax.set_title(MEASURES[measure][1], fontsize=10)
+        ax.set_title(MEASURES[measure][1])
         if measure == "rmse_phi_mm":
             ax.axhline(results["start_mm"].mean(), color=START, ls="--", lw=1)
             ax.set_ylim(bottom=0)
@@ -82,5 +83,5 @@ def _log2(ax: Axes, at: list[int]) -> None:
 def _noted(fig: Figure, note: str) -> Figure:
     fig.tight_layout()
     if note:
-        fig.text(0.01, -0.02, note, fontsize=7, color="#555555", va="top")
+        fig.text(0.01, -0.02, note, fontsize=10, color="#555555", va="top")
     return fig

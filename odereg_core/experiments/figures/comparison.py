@@ -18,17 +18,21 @@ DIFFERENCE = {"cmap": "RdBu_r", "vmin": -0.5, "vmax": 0.5}
 def comparison_figure(
     comparisons: Sequence[Comparison], axis: int = 2, at: int | None = None
 ) -> Figure:
-    """Two rows a pair: the images, and what each method's differs by from the true one (blue: too
-    dark, red: too bright). Arrows: where the methods differ most. `at`: the slice; else the one
-    where they differ most."""
-    columns = 3 + max(len(c.displacements) for c in comparisons)
-    rows = 2 * len(comparisons)
-    size = (1.55 * columns, 1.95 * rows)
+    """Three rows a pair: the images, what each method makes of the moving one, and what that
+    differs by from the true one (blue: too dark, red: too bright). Arrows: where the methods differ
+    most. `at`: the slice; else the one where they differ most."""
+    columns = max(_columns(c) for c in comparisons)
+    rows = 3 * len(comparisons)
+    size = (1.7 * columns, 2.2 * rows)
     fig, axes = subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for i, comparison in enumerate(comparisons):
-        draw(axes[2 * i : 2 * i + 2], comparison, axis, at)
+        draw(axes[3 * i : 3 * i + 3], comparison, axis, at)
     fig.alt = " ".join(map(described, comparisons))
     return fig
+
+
+def _columns(comparison: Comparison) -> int:
+    return max(4, len(comparison.displacements))
 
 
 def described(comparison: Comparison) -> str:
@@ -41,10 +45,11 @@ def described(comparison: Comparison) -> str:
 def slice_animation(comparison: Comparison, axis: int = 2, count: int = 12) -> Animation:
     """The comparison through `count` slices of the brain."""
     brain = comparison.pair.brain[0, 0].cpu().numpy()
-    inside = np.flatnonzero(brain.any(tuple({0, 1, 2} - {axis})))
-    stops = np.unique(np.linspace(inside[0], inside[-1], count + 2)[1:-1].round().astype(int))
-    columns = 3 + len(comparison.displacements)
-    fig, axes = subplots(2, columns, figsize=(1.4 * columns, 3.5), dpi=72, squeeze=False)
+    area = brain.sum(tuple({0, 1, 2} - {axis}))
+    inside = np.flatnonzero(area > 0.4 * area.max())
+    stops = np.unique(np.linspace(inside[0], inside[-1], count).round().astype(int))
+    columns = _columns(comparison)
+    fig, axes = subplots(3, columns, figsize=(1.7 * columns, 6.4), layout="constrained")
     fig.alt = described(comparison)
 
     def frame(i: int) -> list:
@@ -57,7 +62,7 @@ def slice_animation(comparison: Comparison, axis: int = 2, count: int = 12) -> A
 
 
 def draw(axes: np.ndarray, comparison: Comparison, axis: int = 2, at: int | None = None) -> None:
-    """One comparison into two rows of axes."""
+    """One comparison into three rows of axes."""
     pair = comparison.pair
     at = comparison.telling_slice(axis) if at is None else at
     for ax in axes.flat:
@@ -70,18 +75,20 @@ def draw(axes: np.ndarray, comparison: Comparison, axis: int = 2, at: int | None
     for ax, (title, volume) in zip(axes[0], given.items(), strict=False):
         show(ax, cut(volume, axis, at), title)
     truth = cut(pair.true_image, axis, at)
-    show(axes[1, 0], cut(pair.moving, axis, at) - truth, "before", **DIFFERENCE)
-    seen = (pair.brain | (pair.moving > 0))[0, 0].amax(axis).nonzero().cpu().numpy()
-    low, high = seen.min(0) - 3.5, seen.max(0) + 3.5
-    for ax in (*axes[0], axes[1, 0], *axes[1, 3:]):
-        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    show(axes[0, 3], cut(pair.moving, axis, at) - truth, "before", **DIFFERENCE)
     places = comparison.marks(axis, at)
-    for column, (name, warped) in enumerate(comparison.warped.items(), 3):
+    for (name, warped), above, below in zip(comparison.warped.items(), *axes[1:], strict=False):
         image = cut(warped, axis, at)
-        show(axes[0, column], image, f"{name}\n{comparison.error_mm(name):.1f} mm")
-        show(axes[1, column], image - truth, **DIFFERENCE)
-        for ax in axes[:, column]:
+        show(above, image, f"{name}\n{comparison.error_mm(name):.1f} mm")
+        show(below, image - truth, **DIFFERENCE)
+        for ax in (above, below):
             _point(ax, places, image.shape)
+    seen = (pair.brain | (pair.moving > 0))[0, 0].amax(axis).nonzero().cpu().numpy()
+    margin = 0.1 * max(truth.shape)
+    for ax in axes.flat:
+        if ax.images:
+            ax.set(xlim=(seen[:, 0].min() - margin, seen[:, 0].max() + margin),
+                   ylim=(seen[:, 1].min() - margin, seen[:, 1].max() + margin))  # fmt: skip
 
 
 def _point(ax: Axes, places: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -90,5 +97,5 @@ def _point(ax: Axes, places: np.ndarray, shape: tuple[int, ...]) -> None:
     for place in places:
         away = place - middle
         away = away / max(1e-6, float(np.linalg.norm(away)))
-        start = place + away * 0.16 * max(shape)
+        start = place + away * 0.12 * max(shape)
         ax.annotate("", xy=place + away, xytext=start, arrowprops=ARROW, annotation_clip=False)

@@ -16,6 +16,7 @@ from odereg_core.experiments.figures.style import (
     Described,
     animate,
     cut,
+    name_row,
     show,
     subplots,
 )
@@ -47,9 +48,7 @@ def montage(cohort: Cohort, names: Sequence[str]) -> Figure:
             for label, colour in LABEL_COLOURS.items():
                 if (seg == label).any():
                     row[-1].contourf(seg == label, levels=[0.5, 1.5], colors=[colour], alpha=0.6)
-        row[0].text(
-            -0.08, 0.5, name[-3:], transform=row[0].transAxes, rotation=90, va="center", fontsize=8
-        )
+        name_row(row[0], name[-3:])
     for ax, head in zip(axes[0], heads, strict=True):
         ax.set_title(head)
     fig.tight_layout(pad=0.2)

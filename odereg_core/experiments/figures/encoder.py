@@ -8,7 +8,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from odereg_core.cohort import Cohort
-from odereg_core.experiments.figures.style import GREEN, OURS, PINK, START, THEIRS, show, subplots
+from odereg_core.experiments.figures.style import (
+    GREEN,
+    OURS,
+    PINK,
+    START,
+    THEIRS,
+    name_row,
+    show,
+    subplots,
+)
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.similarity import pad_to_multiple, stacks
 
@@ -36,14 +45,18 @@ def content_figure(model: Disentangler, cohort: Cohort, name: str, components: i
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     parts = (centred @ directions[:components].T).reshape(*codes.shape[:1], *codes.shape[2:], -1)
     fig, axes = subplots(
-        1 + components, len(cohort.contrasts), figsize=(2 * len(cohort.contrasts), 2 * components)
+        1 + components,
+        len(cohort.contrasts),
+        figsize=(2 * len(cohort.contrasts), 2 * (1 + components)),
     )
     for column, contrast, image, part in zip(axes.T, cohort.contrasts, images, parts, strict=True):
         show(column[0], image[model.slices // 2].numpy().T, contrast)
         for k, ax in enumerate(column[1:]):
             limit = float(parts[..., k].abs().quantile(0.99))
             how = {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
-            show(ax, part[..., k].numpy().T, f"content {k + 1}" if ax in axes[:, 0] else "", **how)
+            show(ax, part[..., k].numpy().T, **how)
+    for k, ax in enumerate(axes[1:, 0], 1):
+        name_row(ax, f"content {k}")
     fig.tight_layout(pad=0.3)
     fig.alt = (
         f"One slice in {', '.join(cohort.contrasts)}; below each, {components} principal "
@@ -64,14 +77,13 @@ def swap_figure(model: Disentangler, cohort: Cohort, name: str) -> Figure:
     for i, row in enumerate(axes):
         made = model.generator(content[i : i + 1].expand(m, -1, -1, -1), style, codes)
         show(row[0], images[i, model.slices // 2].numpy().T, "the slice" if i == 0 else "")
-        row[0].text(-0.06, 0.5, cohort.contrasts[i], transform=row[0].transAxes, rotation=90,
-                    va="center", fontsize=9)  # fmt: skip
+        name_row(row[0], cohort.contrasts[i])
         for j, ax in enumerate(row[1:]):
             title = f"as {cohort.contrasts[j]}" if i == 0 else ""
             show(ax, made[j, model.slices // 2].numpy().T, title)
             if i == j:
                 ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False,
-                                           ec=OURS, lw=2))  # fmt: skip
+                                           ec=OURS, lw=4))  # fmt: skip
     fig.tight_layout(pad=0.3)
     fig.alt = (
         f"A table of slices: content from {', '.join(cohort.contrasts)} down, style of the same "

@@ -118,9 +118,7 @@ def _draw(row: Sequence[Axes], moved: Moved, u: Tensor, grid: Grid, title: str) 
             picture.contour(
                 outline, levels=[0.5], colors=colour, linestyles=style, linewidths=1, extent=box
             )
-    picture.text(
-        0.5, -0.03, str(moved), transform=picture.transAxes, ha="center", va="top", fontsize=9
-    )
+    picture.text(0.5, -0.03, str(moved), transform=picture.transAxes, ha="center", va="top")
     folded = np.where(cut(moved.jacobian, at=at) > 0, np.nan, 1.0)
     log_j = cut(moved.jacobian.clamp_min(1e-3).log(), at=at)
     inside = np.where(cut(moved.brain, at=at), 1.0, 0.25)
@@ -130,7 +128,7 @@ def _draw(row: Sequence[Axes], moved: Moved, u: Tensor, grid: Grid, title: str) 
 
 def _axes(rows: int) -> tuple[Described, np.ndarray]:
     fig, axes = subplots(rows, 3, figsize=(9.6, 3.45 * rows), squeeze=False)
-    line = 0.33 / (3.45 * rows)  # a line of text, as a part of the height
+    line = 0.4 / (3.45 * rows)  # a line of text, as a part of the height
     fig.subplots_adjust(0.005, line, 0.92, 1 - 0.8 * line, wspace=0.03, hspace=0.22)
     box = axes[0, 2].get_position()
     bar = fig.add_axes((0.93, box.y0 + box.height / 10, 0.012, box.height * 0.8))
@@ -170,7 +168,7 @@ def folding_figure(table: pd.DataFrame) -> Figure:
 
     `table`: columns spacing, strength (mm), folding (a fraction), log_jacobian_std.
     """
-    fig, axes = subplots(1, 2, figsize=(8, 3), layout="constrained")
+    fig, axes = subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for (spacing, rows), colour in zip(table.groupby("spacing"), LINES, strict=False):
         for ax, values in zip(axes, (100 * rows.folding, rows.log_jacobian_std), strict=True):
             ax.plot(rows.strength, values, ".-", color=colour, label=f"{spacing:g} mm")

@@ -56,7 +56,7 @@ def draw_descent(ax: Axes, bowl: Tensor, path: Tensor, title: str) -> None:
     ax.plot(*path.T.numpy(), "o-", color=OURS, lw=1, ms=3, clip_on=True)
     ax.plot(0, 0, "+", color="black")
     ax.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", xticks=[], yticks=[])
-    ax.set_title(title, fontsize=9)
+    ax.set_title(title)
 
 
 def descent_figure(bowl: Tensor, paths: Mapping[str, Tensor]) -> Figure:
@@ -88,7 +88,7 @@ def descent_frame(fig: Figure, bowl: Tensor, start: Tensor, step: float) -> None
 
 def descent_animation(bowl: Tensor, start: Tensor, steps: Sequence[float]) -> Animation:
     """The descent for one step size after the other."""
-    fig = Described(figsize=(7, 3.2))
+    fig = Described(figsize=(9, 3.6))
     fig.alt = (
         f"Gradient descent with step sizes from {steps[0]:g} to {steps[-1]:g}: its path in the "
         "bowl, and its loss over time beside the ODE's."
@@ -136,7 +136,7 @@ def solver_frame(fig: Figure, problem: Problem, solver: str) -> None:
 
 def solver_animation(problem: Problem, solvers: Sequence[str]) -> Animation:
     """One solver after the other."""
-    fig = Described(figsize=(8, 3))
+    fig = Described(figsize=(9, 3.4))
     fig.alt = f"A solution with its steps, and their lengths, for {', '.join(solvers)}."
 
     def frame(i: int) -> list:
@@ -148,7 +148,7 @@ def solver_animation(problem: Problem, solvers: Sequence[str]) -> Animation:
 
 def order_figure(errors: pd.DataFrame) -> Figure:
     """Error against step size (the index), a line a method (the columns), with its slope."""
-    fig, ax = subplots(figsize=(5, 3.4))
+    fig, ax = subplots(figsize=(8, 3.6))
     for (name, column), colour, marker in zip(errors.items(), LINES, MARKERS, strict=False):
         order = np.polyfit(np.log(errors.index), np.log(column), 1)[0]
         ax.loglog(
@@ -164,16 +164,15 @@ def order_figure(errors: pd.DataFrame) -> Figure:
 
 def work_figure(work: pd.DataFrame, times: Sequence[float]) -> Figure:
     """Left error against evaluations, a line a solver; right the steps an adaptive solve took."""
-    fig, (left, right) = subplots(1, 2, figsize=(9, 3.4), width_ratios=(3, 2))
+    fig, (left, right) = subplots(1, 2, figsize=(9, 3.8), width_ratios=(3, 2), layout="constrained")
     groups = work.groupby("solver", sort=False)
     for (name, rows), colour, marker in zip(groups, LINES, MARKERS, strict=False):
         left.loglog(rows.evaluations, rows.error, f"{marker}-", color=colour, ms=4, label=name)
     left.set(xlabel="evaluations of f", ylabel="error at the end")
-    left.legend()
+    fig.legend(loc="outside upper center", ncols=len(groups))
     right.step(times, [*np.diff(times), times[-1] - times[-2]], where="post", color=LINES[2])
     right.plot(times, np.zeros(len(times)), "|", color="black", ms=8)
     right.set(xlabel="t", ylabel="accepted step", ylim=(0, None))
-    fig.tight_layout()
     fig.alt = (
         f"Left: error against evaluations of f for {', '.join(work.solver.unique())}. Right: an "
         f"adaptive solve's {len(times) - 1} steps, from {times[1] - times[0]:.2g} up to "
@@ -184,10 +183,10 @@ def work_figure(work: pd.DataFrame, times: Sequence[float]) -> Figure:
 
 def memory_figure(peaks: pd.DataFrame) -> Figure:
     """Peak memory in MiB against the number of steps (the index), a line an adjoint."""
-    fig, ax = subplots(figsize=(5, 3.4))
+    fig, ax = subplots(figsize=(8, 3.6))
     for (name, column), colour, marker in zip(peaks.items(), LINES, MARKERS, strict=False):
         ax.plot(peaks.index, column, f"{marker}-", color=colour, ms=4, label=name)
-    ax.set(xlabel="steps", ylabel="peak memory of one training step / MiB", ylim=(0, None))
+    ax.set(xlabel="steps", ylabel="peak memory / MiB", ylim=(0, None))
     ax.set_xticks(peaks.index)
     ax.legend()
     fig.tight_layout()

@@ -2,44 +2,46 @@
 
 from __future__ import annotations
 
-from itertools import cycle
-
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from odereg_core.experiments.figures.style import GREEN, ORANGE, OURS, PINK, START, THEIRS, subplots
+from odereg_core.experiments.figures.style import OURS, subplots
 from odereg_core.motion import MOTIONS
 
-COLOURS = (THEIRS, OURS, GREEN, PINK, ORANGE, "#56B4E9", "#000000", "#8C6D31")
 
-
-def error_figure(results: pd.DataFrame, names: dict[str, str], bins: int = 5) -> Figure:
-    """Each pair's error against the size of its motion: a panel a task, a colour a method. Lines:
-    medians over equally many pairs, where a method has enough of them. Grey: no registration."""
+def error_figure(results: pd.DataFrame, names: dict[str, str]) -> Figure:
+    """Every pair's error, a line a method, a panel a task; the bar is the median, the colour says
+    how far apart the pair was before."""
     tasks = [task for task in MOTIONS if (results["task"] == task).any()]
-    fig, axes = subplots(1, len(tasks), figsize=(4.2 * len(tasks), 4.4), squeeze=False)
-    for ax, task in zip(axes[0], tasks, strict=True):
-        colours = cycle(COLOURS)
-        for method, rows in results[results["task"] == task].groupby("method", sort=False):
-            colour = START if method == "none" else next(colours)
-            rows = rows.assign(error=rows.rmse_phi_mm.clip(lower=1e-2))
-            count = min(bins, len(rows) // 5)
-            label = names[str(method)]
-            faint = 0.35 if count > 1 else 1.0
-            ax.scatter(rows.start_mm, rows.error, s=10, color=colour, alpha=faint, lw=0)
-            if count > 1:
-                binned = rows.groupby(pd.qcut(rows.start_mm, count, duplicates="drop"))
-                middle = binned[["start_mm", "error"]].median()
-                ax.plot(middle.start_mm, middle.error, color=colour, marker="o", ms=3, label=label)
-            else:
-                ax.scatter([], [], s=10, color=colour, label=label)
-        ax.set(xlabel="RMSE(φ) before registration / mm", yscale="log", title=task)
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
-        ax.legend(frameon=False, fontsize=7, ncols=2, **below)
-    axes[0, 0].set_ylabel("after / mm")
-    fig.tight_layout()
+    blocks = [results[results["task"] == task] for task in tasks]
+    counts = [block["method"].nunique() for block in blocks]
+    fig, axes = subplots(
+        len(tasks), 1, figsize=(9, 0.33 * sum(counts) + 1.1 * len(tasks)),
+        height_ratios=[count + 1 for count in counts], squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for ax, task, block in zip(axes[:, 0], tasks, blocks, strict=True):
+        methods = [name for name in names if (block["method"] == name).any()]
+        for y, method in enumerate(methods):
+            rows = block[block["method"] == method]
+            error = rows.rmse_phi_mm.clip(lower=1e-2)
+            apart = y + np.linspace(-0.25, 0.25, len(rows))
+            how = {"vmin": 0, "vmax": 1.1 * block.start_mm.max(), "cmap": "viridis", "lw": 0}
+            dots = ax.scatter(error, apart, s=18, c=rows.start_mm, **how)
+            ax.plot([error.median()] * 2, [y - 0.4, y + 0.4], color="black", lw=2)
+        ax.set_yticks(range(len(methods)), [names[method] for method in methods])
+        for label in ax.get_yticklabels():
+            if label.get_text().startswith("MS-ODENet"):
+                label.set(color=OURS, fontweight="bold")
+        ax.set(xscale="log", title=task, ylim=(len(methods) - 0.4, -0.6))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.grid(axis="x", lw=0.4)
+        fig.colorbar(dots, ax=ax, label="before / mm", fraction=0.05)
+    axes[-1, 0].set_xlabel("RMSE(φ) after registration / mm")
     medians = results.groupby(["task", "method"], sort=False).rmse_phi_mm.median()
-    fig.alt = "Each pair's error after registration against before; medians in mm: " + ", ".join(
-        f"{task} {names[method]} {value:.1f}" for (task, method), value in medians.items()
-    )
+    fig.alt = "Each pair's error after registration, by task and method; medians in mm: "
+    fig.alt += ", ".join(f"{t} {names[m]} {value:.1f}" for (t, m), value in medians.items())
     return fig

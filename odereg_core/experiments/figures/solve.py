@@ -20,6 +20,7 @@ from odereg_core.experiments.figures.style import (
     animate,
     cut,
     mark,
+    name_row,
     show,
     subplots,
 )
@@ -117,8 +118,7 @@ def scales_figure(result: Registration, pair: Pair, transform: Transform | None 
             how = {"cmap": "PuOr", "vmin": -0.6, "vmax": 0.6}
             title = heads[list(row).index(ax)] if k == 0 else ""
             show(ax, seen(image - pair.true_image), title, **how)
-        row[0].text(-0.08, 0.5, f"{grid.spacing[0]:g} mm", transform=row[0].transAxes, rotation=90,
-                    va="center", fontsize=9)  # fmt: skip
+        name_row(row[0], f"{grid.spacing[0]:g} mm")
     fig.tight_layout(pad=0.3)
     fig.alt = (
         f"For grids of {', '.join(f'{grid.spacing[0]:g}' for grid in result.grids)} mm, a row "
@@ -130,7 +130,7 @@ def scales_figure(result: Registration, pair: Pair, transform: Transform | None 
 
 def theta_figure(result: Registration, truth: Tensor | None = None) -> Figure:
     """Angles and shifts over t, the scales' boundaries, and the truth dashed."""
-    fig, axes = subplots(1, 2, figsize=(9, 3))
+    fig, axes = subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     times = np.concatenate([segment.times for segment in result.segments])
     path = torch.cat(
         [torch.stack([s[0] for s in segment.states]) for segment in result.segments]
@@ -145,8 +145,7 @@ def theta_figure(result: Registration, truth: Tensor | None = None) -> Figure:
                 ax.axhline(float(truth[0, part][k]) * scale, color=colour, ls="--", lw=0.8)
         mark(ax, [segment.times[0] for segment in result.segments[1:]])
         ax.set(xlabel="t", ylabel=label)
-    axes[0].legend(title="axis")
-    fig.tight_layout()
+    fig.legend(*axes[0].get_legend_handles_labels(), title="axis", loc="outside right upper")
     fig.alt = (
         "Three angles and three translations over the ODE's time, through "
         f"{len(result.segments)} scales{'' if truth is None else ', with the true motion dashed'}."

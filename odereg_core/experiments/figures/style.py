@@ -23,14 +23,15 @@ LINES = (OURS, THEIRS, GREEN, PINK, ORANGE)
 """The order in which a figure's lines take their colours."""
 plt.rcParams.update(
     {
-        "figure.dpi": 96,
+        "figure.dpi": 110,
+        "font.size": 12,  # a figure is wider than a page's column, and shrinks to fit
         "figure.facecolor": "white",
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.titlesize": 9,
+        "axes.titlesize": 12,
         "axes.prop_cycle": cycler(color=LINES),
         "legend.frameon": False,
-        "legend.fontsize": 8,
+        "legend.fontsize": 11,
     }
 )
 
@@ -64,7 +65,12 @@ def show(ax: Axes, picture: np.ndarray, title: str = "", **how: object) -> None:
     ax.imshow(picture, origin="lower", **({"cmap": "gray", "vmin": 0, "vmax": 1} | how))  # type: ignore[arg-type]
     ax.set_axis_off()
     if title:
-        ax.set_title(title, fontsize=9)
+        ax.set_title(title)
+
+
+def name_row(ax: Axes, text: str) -> None:
+    """Text upright at the left of a row's first picture."""
+    ax.text(-0.04, 0.5, text, transform=ax.transAxes, rotation=90, ha="right", va="center")
 
 
 def mark(ax: Axes, places: Sequence[float]) -> None:
@@ -85,6 +91,7 @@ class Animation(str):
 
 def animate(fig: Described, frame: Callable[[int], list], count: int) -> Animation:
     """`count` frames as HTML; what `fig.alt` says describes them all."""
+    fig.dpi = 80  # a page carries every frame
     html = FuncAnimation(fig, frame, frames=count, interval=300, blit=False).to_jshtml(
         default_mode="once"
     )

@@ -13,7 +13,7 @@ from odereg_core.experiments.figures.style import OURS, cut, mark, show, subplot
 def training_figure(curve: Sequence[Sequence[float]], stages: Sequence[int] = ()) -> Figure:
     """RMSE(phi) on the validation pairs as training went on; stages' ends dotted."""
     steps, errors = zip(*curve, strict=True)
-    fig, ax = subplots(figsize=(7, 3))
+    fig, ax = subplots(figsize=(9, 3.2))
     ax.plot(steps, errors, ".-", color=OURS)
     mark(ax, stages)
     ax.set(xlabel="step", ylabel="RMSE(φ) / mm, validation", ylim=(0, None))
@@ -27,7 +27,7 @@ def training_figure(curve: Sequence[Sequence[float]], stages: Sequence[int] = ()
 
 def copies_figure(image: Tensor, copies: Sequence[Tensor]) -> Figure:
     """An image (1, 1, X, Y, Z) and copies of it as training sees them, at the middle slice."""
-    fig, axes = subplots(1, 1 + len(copies), figsize=(2 * len(copies) + 2, 2.4))
+    fig, axes = subplots(1, 1 + len(copies), figsize=(1.6 * len(copies) + 1.6, 2))
     titles = ("as it is", "as drawn →", *[""] * len(copies))
     for ax, picture, title in zip(axes, (image, *copies), titles, strict=False):
         show(ax, cut(picture), title)
