@@ -141,6 +141,19 @@ def go(name, kills, cohort, tiny_profile, untrained, tmp_path):
     assert [key for key in expected if found[key] != expected[key]] == []
 
 
+def test_one_make_at_a_time_until_it_is_killed(tmp_path):
+    alone = [sys.executable, ROOT / "workflow" / "alone.py"]
+    script = "import time; print('at work', flush=True); time.sleep(60)"
+    with subprocess.Popen(
+        [*alone, sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE
+    ) as first:
+        first.stdout.readline()
+        second = subprocess.run([*alone, "true"], cwd=tmp_path, capture_output=True, text=True)
+        assert second.returncode == 1 and second.stderr.startswith("error: another make")
+        first.kill()
+    assert subprocess.run([*alone, "true"], cwd=tmp_path).returncode == 0
+
+
 STAGES = ["cohort", "heads", "preparation", "training", "encoder", "batch", "evaluation", "graph"]
 
 
