@@ -50,16 +50,15 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_files(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write files to; if all goes well they move to `out`, in the order
+    """A folder in `out` to write files to; if all goes well they move to `out`, in the order
     they were written: where the last is, all are of one writing.
 
     Raises InputError as `atomic` does.
     """
-    partial = out.with_name(f".{os.getpid()}.partial.{out.name}")
+    partial = out / f".{os.getpid()}.partial"
     try:
         partial.mkdir(parents=True, exist_ok=True)
         yield partial
-        out.mkdir(parents=True, exist_ok=True)
         files = sorted(partial.iterdir(), key=lambda p: p.stat().st_mtime_ns)
         (out / files[-1].name).unlink(missing_ok=True)
         for file in files:
