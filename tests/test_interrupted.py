@@ -113,6 +113,7 @@ def stage(name, out, cohort, tiny_profile, untrained):
         "graph": (["workflow/alone.py", sys.executable, "-m", "snakemake", *TARGETS, "--nolock",
                    "--rerun-incomplete", "--cores", 2, "--config", f"profile={tiny_profile}"],
                   ("*.nii.gz", "*.safetensors", "*.csv", "*.json")),
+        "book": (["book/assemble.py", "notebooks", out / "book"], ("*.html",)),
     }[name]  # fmt: skip
 
 
@@ -128,6 +129,8 @@ def go(name, kills, cohort, tiny_profile, untrained, tmp_path):
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
     shutil.copy(ROOT / "Snakefile", tmp_path)
+    if (ROOT / "runs" / "vendor").exists():  # so that MathJax is not fetched again
+        shutil.copytree(ROOT / "runs" / "vendor", tmp_path / "vendor")
     out = tmp_path / "runs"
     command, patterns = stage(name, out, cohort, tiny_profile, untrained)
     started = time.monotonic()
@@ -154,7 +157,17 @@ def test_one_make_at_a_time_until_it_is_killed(tmp_path):
     assert subprocess.run([*alone, "true"], cwd=tmp_path).returncode == 0
 
 
-STAGES = ["cohort", "heads", "preparation", "training", "encoder", "batch", "evaluation", "graph"]
+STAGES = [
+    "cohort",
+    "heads",
+    "preparation",
+    "training",
+    "encoder",
+    "batch",
+    "evaluation",
+    "graph",
+    "book",
+]
 
 
 @pytest.mark.slow
