@@ -38,8 +38,8 @@ help:
 	.venv/bin/pip install --progress-bar off -q -c requirements.lock -e '.[all]'
 	touch $@
 
-SNAKEMAKE = PATH="$(abspath .venv/bin):$$PATH" $(BIN)snakemake $@ --cores $(JOBS) --quiet rules \
-	--rerun-incomplete --config profile=$(PROFILE) $(if $(BRATS),brats="$(BRATS)") $(if $(UNSEEN),unseen="$(UNSEEN)")
+SNAKEMAKE = PATH="$(abspath .venv/bin):$$PATH" $(BIN)python workflow/alone.py $(BIN)snakemake $@ --cores $(JOBS) \
+	--quiet rules --nolock --rerun-incomplete --config profile=$(PROFILE) $(if $(BRATS),brats="$(BRATS)") $(if $(UNSEEN),unseen="$(UNSEEN)")
 
 book: $(READY)
 	$(SNAKEMAKE)
@@ -79,5 +79,5 @@ bench: $(READY)
 	$(BIN)python -m odereg_core.bench $(BENCH)
 
 clean:
-	rm -rf runs .nbval .snakemake .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf runs .nbval .snakemake .snakemake.lock .pytest_cache .ruff_cache .hypothesis build dist
 	@echo "kept .venv; remove it by hand"

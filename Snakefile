@@ -6,6 +6,7 @@
 Everything of a profile lies in runs/<profile>.
 """
 
+import hashlib
 from pathlib import Path
 
 from odereg_core.experiments import ablation
@@ -42,6 +43,17 @@ def sources(*folders):
     return sorted(str(p) for folder in folders for p in Path("odereg_core").glob(folder))
 
 
+def only_of(folder, *files, about=""):
+    """Shell: empty a folder that other code or settings filled. What a killed job of the same left
+    there is kept, for the job to go on from."""
+    content = repr(about).encode() + b"".join(Path(f).read_bytes() for f in files)
+    stamp = hashlib.sha256(content).hexdigest()
+    return (  # the stamp goes first and comes last: a kill in between empties it again
+        f"grep -qsx {stamp} {folder}.of || "
+        f"( rm -rf {folder}.of {folder} && mkdir -p {folder} && echo {stamp} > {folder}.of ) && "
+    )
+
+
 CORE = sources("grid.py", "volume.py", "warp.py", "transforms/*.py", "cohort.py", "files.py")
 MODEL = sources("ode/*.py", "networks/*.py", "msodenet.py", "motion.py", "pairs.py", "metrics.py", "seen.py")
 TRAIN = sources("losses.py", "similarity.py", "train/*.py")
@@ -70,8 +82,9 @@ if not BRATS and settings.cohort:
         threads: 8
         params:
             c=settings.cohort,
+            only=only_of(COHORT, "data_prep/phantom.py", about=settings.cohort),
         shell:
-            "rm -rf {COHORT} && python -m data_prep.phantom {COHORT} --subjects {params.c.subjects} "
+            "{params.only} python -m data_prep.phantom {COHORT} --subjects {params.c.subjects} "
             "--spacing {params.c.spacing} --seed {params.c.seed} --jobs {threads}"
 
 
@@ -86,8 +99,10 @@ rule prepared:
     resources:
         mem_mb=16000,
         runtime=240,
+    params:
+        only=only_of(f"{RUN}/prepared", "data_prep/brats.py", *CORE),
     shell:
-        "rm -rf {RUN}/prepared && "
+        "{params.only} "
         "python -m data_prep.brats {COHORT:q} {RUN}/prepared --profile {PROFILE} --jobs {threads}"
 
 
@@ -229,8 +244,10 @@ rule ablation_prepared:
     resources:
         mem_mb=16000,
         runtime=240,
+    params:
+        only=only_of(f"{FIG4}/prepared", "data_prep/brats.py", *CORE),
     shell:
-        "rm -rf {FIG4}/prepared && python -m data_prep.brats {COHORT:q} {FIG4}/prepared "
+        "{params.only} python -m data_prep.brats {COHORT:q} {FIG4}/prepared "
         "--profile {input.profile} --jobs {threads}"
 
 
@@ -301,6 +318,10 @@ rule ablation_collected:
 
 # Fig. 4c: another cohort, of heads with skulls (or the user's own in IXI's layout), and the run's
 # own models and baselines on its hybrid pairs.
+HEADS = {
+    "subjects": min(25, max(2, (settings.cohort.subjects if settings.cohort else 90) // 3)),
+    "spacing": settings.grid.spacing,
+}
 HYBRID = [name for name, m in METHODS.items() if "hybrid" in m.tasks]
 
 if not UNSEEN:
@@ -313,11 +334,10 @@ if not UNSEEN:
             f"{FIG4}/heads/heads.json",
         threads: 8
         params:
-            subjects=min(25, max(2, (settings.cohort.subjects if settings.cohort else 90) // 3)),
-            spacing=settings.grid.spacing,
+            only=only_of(f"{FIG4}/heads", "data_prep/heads.py", "data_prep/phantom.py", about=HEADS),
         shell:
-            "python -m data_prep.heads {FIG4}/heads --subjects {params.subjects} "
-            "--spacing {params.spacing} --jobs {threads}"
+            "{params.only} python -m data_prep.heads {FIG4}/heads --subjects {HEADS[subjects]} "
+            "--spacing {HEADS[spacing]} --jobs {threads}"
 
 
 rule unseen_prepared:

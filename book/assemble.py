@@ -137,8 +137,12 @@ def build(notebooks: Path, out: Path, cache: Path) -> Path:
     if done.returncode or not (partial / "_build" / "html" / "index.html").exists():
         print(done.stdout[-6000:], done.stderr[-6000:], sep="\n", file=sys.stderr)
         raise SystemExit(f"error: the book was not built; its sources are in {partial}")
-    shutil.rmtree(out, ignore_errors=True)
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)  # a book half removed would still open
     os.replace(partial, out)
+    shutil.rmtree(old, ignore_errors=True)
     return out / "_build" / "html" / "index.html"
 
 

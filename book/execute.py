@@ -26,8 +26,13 @@ def main() -> int:
         print(f"error: {options.source} has no parameter '{min(unknown)}'", file=sys.stderr)
         return 2
     options.target.parent.mkdir(parents=True, exist_ok=True)
-    # The kernel inherits it: a page has no sliders (odereg_core.experiments.widgets).
+    # The kernel inherits these: a page has no sliders (odereg_core.experiments.widgets), and what
+    # libraries keep of themselves stays in the run.
     os.environ["ODEREG_STATIC"] = "1"
+    for name in ("MPLCONFIGDIR", "IPYTHONDIR"):
+        own = options.run_dir.resolve() / ".cache" / name.lower()
+        own.mkdir(parents=True, exist_ok=True)
+        os.environ[name] = str(own)
     partial = options.target.with_name(f".{options.target.stem}.partial.ipynb")
     try:
         papermill.execute_notebook(

@@ -33,7 +33,6 @@ from odereg_core.cohort import (
     write_subject,
 )
 from odereg_core.errors import InputError
-from odereg_core.files import read_json
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
 from odereg_core.volume import Volume, foreground, normalise, resample
@@ -219,8 +218,7 @@ def build(
     Raises InputError with every fault found in it; then nothing is written.
     """
     subjects, faults = find(root)
-    note = root / "phantom.json"
-    made_by = read_json(note) if note.exists() else {"made_by": "BraTS 2020 layout"}
+    made_by = command.made_by(root / "phantom.json", len(subjects), "BraTS 2020 layout")
     return assemble(
         root, subjects, faults, out, profile, made_by, CONTRASTS, check, jobs, test_only
     )

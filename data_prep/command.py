@@ -4,6 +4,7 @@ input."""
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -65,6 +66,40 @@ def refusal(root: Path, faults: list[str], also: str = "") -> InputError:
     """The error that lists every fault of a folder."""
     count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
     return InputError(f"{root}: {count}{also}:\n  " + "\n  ".join(faults))
+
+
+def _noted(note: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(note.read_text()))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{note}: not a readable JSON file") from None
+
+
+def declare(note: Path, settings: dict[str, Any], subjects: int) -> None:
+    """Write how the synthetic subjects beside `note` are made and how many there are to be, before
+    the first one is. Raises InputError where subjects of other settings lie there."""
+    if (noted := _noted(note)) and {**noted, "subjects": 0} != {**settings, "subjects": 0}:
+        raise InputError(
+            f"{note.parent}: holds a cohort of other settings; remove it or name another folder"
+        )
+    note.parent.mkdir(parents=True, exist_ok=True)
+    temporary = note.with_name(f".{os.getpid()}.partial.{note.name}")
+    temporary.write_text(json.dumps({**settings, "subjects": subjects}, indent=1) + "\n")
+    os.replace(temporary, note)
+
+
+def made_by(note: Path, found: int, otherwise: str) -> dict[str, Any]:
+    """What `declare` wrote, or that the subjects are `otherwise`. Raises InputError where fewer
+    subjects were found than declared: their making was cut short."""
+    noted = _noted(note) or {"made_by": otherwise}
+    if found < (wanted := noted.get("subjects", 0)):
+        raise InputError(
+            f"{note.parent}: {found} of {wanted} subjects are made; "
+            f"python -m {noted['made_by']} goes on where it stopped"
+        )
+    return noted
 
 
 def synthesis(

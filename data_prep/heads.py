@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,6 @@ from data_prep.phantom import (
     anatomy,
     signal,
 )
-from odereg_core.files import read_json, write_json
 
 VERSION = 1
 """Raised whenever the same seed gives other bytes."""
@@ -197,9 +195,9 @@ def write_head(out: Path, seed: int, index: int, spacing: float) -> None:
 
 
 def cohort(out: Path, subjects: int, spacing: float, seed: int, jobs: int = 1) -> None:
-    """Heads 1 to `subjects` in `out`, and `heads.json`, which says how they were made.
+    """Heads 1 to `subjects` in `out`, and `heads.json` that says how they were made.
 
-    Heads of other settings that lie there are removed.
+    Whole heads of the same settings are kept. Raises InputError where `out` holds others.
     """
     settings = {
         "made_by": "data_prep.heads",
@@ -207,14 +205,10 @@ def cohort(out: Path, subjects: int, spacing: float, seed: int, jobs: int = 1) -
         "seed": seed,
         "spacing_mm": spacing,
     }
-    note = out / "heads.json"
-    if note.exists() and {**read_json(note), "subjects": 0} != {**settings, "subjects": 0}:
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
+    command.declare(out / "heads.json", settings, subjects)
     calls = [delayed(write_head)(out, seed, index, spacing) for index in range(1, subjects + 1)]
     for _ in command.progress("synthetic heads", calls, jobs):
         pass
-    write_json(note, {**settings, "subjects": subjects})
 
 
 def main(argv: list[str] | None = None) -> int:

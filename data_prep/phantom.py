@@ -13,7 +13,6 @@ subjects. What it is not: more than one atlas's anatomy.
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import shutil
 import sys
@@ -445,7 +444,7 @@ def write_subject(out: Path, seed: int, index: int, spacing: float) -> None:
 def cohort(out: Path, subjects: int, spacing: float, seed: int, jobs: int = 1) -> None:
     """Subjects 1 to `subjects` in `out`, and `phantom.json` that says how they were made.
 
-    Whole subjects of the same settings are kept. Raises ValueError where `out` holds others.
+    Whole subjects of the same settings are kept. Raises InputError where `out` holds others.
     """
     settings = {
         "made_by": "data_prep.phantom",
@@ -453,20 +452,9 @@ def cohort(out: Path, subjects: int, spacing: float, seed: int, jobs: int = 1) -
         "seed": seed,
         "spacing_mm": spacing,
     }
-    note = out / "phantom.json"
-    out.mkdir(parents=True, exist_ok=True)
-    if note.exists() and {**json.loads(note.read_text()), "subjects": 0} != {
-        **settings,
-        "subjects": 0,
-    }:
-        raise ValueError(
-            f"{out}: holds a cohort of other settings; remove it or name another folder"
-        )
+    command.declare(out / "phantom.json", settings, subjects)
     for leftover in out.glob(".*.partial"):
         shutil.rmtree(leftover)
-    temporary = note.with_suffix(".partial")
-    temporary.write_text(json.dumps({**settings, "subjects": subjects}, indent=1) + "\n")
-    os.replace(temporary, note)
     calls = [delayed(write_subject)(out, seed, index, spacing) for index in range(1, subjects + 1)]
     for _ in command.progress("synthetic cohort", calls, jobs):
         pass

@@ -37,7 +37,6 @@ from odereg_core.cohort import (
     write_subject,
 )
 from odereg_core.errors import InputError
-from odereg_core.files import read_json
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
 from odereg_core.transforms import Rigid
@@ -177,6 +176,7 @@ def build(
     subjects, lacking = find(root)
     for name in lacking:
         print(f"left out: {name} lacks a contrast that others have", file=sys.stderr)
+    made_by = command.made_by(root / "heads.json", len(subjects), "IXI's layout")
     grid = profile.working_grid
     (out / INDEX).unlink(missing_ok=True)
     calls = [
@@ -184,8 +184,6 @@ def build(
     ]
     if faults := [fault for fault in command.progress("stripping", calls, jobs) if fault]:
         raise command.refusal(root, faults)
-    note = root / "heads.json"
-    made_by = read_json(note) if note.exists() else {"made_by": "IXI's layout"}
     settings = {"source": made_by, "subjects": len(subjects), "stripped_by": tool}
     contrasts = list(next(iter(subjects.values())))
     split = {"train": [], "val": [], "test": sorted(subjects)}

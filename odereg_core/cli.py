@@ -197,7 +197,10 @@ def evaluate(
     threads: Annotated[int, typer.Option(help="CPU threads; ANTs always takes one.", min=1)] = 1,
     device: DeviceOption = "auto",
 ) -> None:
-    """Run methods on a task's simulated test pairs; one line a pair, with provenance."""
+    """Run methods on a task's simulated test pairs; one line a pair, with provenance.
+
+    Goes on where it stopped.
+    """
     import torch
 
     from odereg_core.cohort import Cohort
@@ -211,11 +214,14 @@ def evaluate(
     count = settings.evaluation.pairs if pairs is None else pairs
     chosen, seed = choose_device(device), settings.evaluation.seed
     for method in methods.split(","):
-        table = run(method, task, subjects, models, count=count, seed=seed, device=chosen)
+        path, kept = out / f"{method}.csv", out / f".{method}.kept.json"
+        table = run(
+            method, task, subjects, models, count=count, seed=seed, device=chosen, kept=kept
+        )
         facts = {"profile": settings.name, "task": task, "method": method, "seed": seed}
         facts["voxel_mm"] = subjects.grid.spacing[0]
-        path = out / f"{method}.csv"
         write_results(table, path, chosen, **facts, pairs=len(table), cohort=subjects.settings)
+        kept.unlink(missing_ok=True)
         error = table.rmse_phi_mm.mean()
         print(f"{method}: RMSE(phi) {error:.2f} mm over {len(table)} pairs -> {path}")
 

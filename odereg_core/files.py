@@ -50,17 +50,18 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_files(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write files to; if all goes well they move to `out`, in the order
-    they were written.
+    """A folder in `out` to write files to; if all goes well they move to `out`, in the order
+    they were written: where the last is, all are of one writing.
 
     Raises InputError as `atomic` does.
     """
-    partial = out.with_name(f".{os.getpid()}.partial.{out.name}")
+    partial = out / f".{os.getpid()}.partial"
     try:
         partial.mkdir(parents=True, exist_ok=True)
         yield partial
-        out.mkdir(parents=True, exist_ok=True)
-        for file in sorted(partial.iterdir(), key=lambda p: p.stat().st_mtime_ns):
+        files = sorted(partial.iterdir(), key=lambda p: p.stat().st_mtime_ns)
+        (out / files[-1].name).unlink(missing_ok=True)
+        for file in files:
             os.replace(file, out / file.name)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error

@@ -1,6 +1,7 @@
 """How well a registration went: the measures of section 3.1, and a few the paper does not report.
 
-All work on a batch and return one number a sample, shape (B,).
+All work on a batch and return one number a sample, shape (B,). MONAI, whose import takes as long as
+everything else's, is loaded by who uses it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import warnings
 
 import torch
 from jaxtyping import Bool, Float, Int
-from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from torch import Tensor
 
 from odereg_core.grid import Grid
@@ -79,6 +79,8 @@ def hausdorff95(
     a: Int[Tensor, "b 1 x y z"], b: Int[Tensor, "b 1 x y z"], grid: Grid
 ) -> Float[Tensor, b]:
     """95 % Hausdorff distance of two masks in mm (MONAI); NaN where one is empty."""
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the NaN, and of MONAI's own old argument
         distance = compute_hausdorff_distance(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from odereg_core.errors import InputError
-from odereg_core.files import atomic_files, provenance, write_json
+from odereg_core.files import atomic_files, provenance, sha256, write_json
 from odereg_core.metrics import folding
 from odereg_core.msodenet import Cascade, Cascaded
 from odereg_core.networks.disentangle import Disentangler
@@ -33,6 +33,7 @@ from odereg_core.volume import (
     read_labels,
     resample,
 )
+from odereg_core.warp import warp
 from odereg_core.weights import load_model, shipped
 
 REGISTER_TRANSFORMS = ("rigid", "bspline", "dense", "rigid+bspline", "rigid+dense")
@@ -124,7 +125,7 @@ def register(
     device = choose_device(device)
     files = weights_files(transform, weights)
     model = load_cascade(transform, files, device)
-    similarity = content(device) if refine else None
+    similarity = content(device)
     moving = (moving if isinstance(moving, Volume) else Volume.load(moving)).checked()
     fixed = (fixed if isinstance(fixed, Volume) else Volume.load(fixed)).checked()
     masks = [
@@ -155,9 +156,8 @@ def register(
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     measures, warnings = _outside(model, files, result, images, (moving, fixed), masks)
-    refined = {}
-    if similarity:
-        refined = _refine(similarity, model, result, images, refine)
+    refined = _refine(similarity, model, result, images, refine) if refine else {}
+    warnings += _lost(similarity, files[-1], model, result, images, measures)
 
     displacement, warped, *warped_labels = _carry(result, fixed, centres, moving, carried.values())
     report = {
@@ -267,6 +267,25 @@ def _outside(
     for found in measures.values():
         found.update({name: round(value, 4) for name, value in found.items()})
     return measures, warnings
+
+
+def _lost(
+    similarity: ContentSimilarity,
+    file: Path,
+    model: Cascade,
+    result: Cascaded,
+    images: Sequence[Tensor],
+    measures: dict[str, dict[str, float]],
+) -> list[str]:
+    """Measure how far the final map leaves the contents apart, into `measures`; a sentence where
+    that is further than after the training's registrations, measured by the same encoder."""
+    warped = warp(images[0], result.displacement(), model.grid)
+    name, value = model.transforms[-1].name, float(similarity(warped, images[1]))
+    measures[name]["content"] = round(value, 4)
+    seen = load_seen(file)
+    if seen is None or seen.facts.get("encoder") != sha256(shipped("encoder")):
+        return []
+    return seen.outside({"content": value}, f"The {name} map")
 
 
 def _by_name(volumes: list[Volume]) -> dict[str, Volume]:

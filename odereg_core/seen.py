@@ -41,8 +41,17 @@ SENTENCES = {
     "displacement_mm": "moves voxels by {value:.1f} mm, in training at most by {high:.1f} mm",
     "scales_mm": "was changed by its last scale by {value:.1f} mm, in training at most by "
     "{high:.1f} mm: the scales disagree",
+    "content": "leaves the scans' contents {value:.2f} apart, in training at most {high:.2f} where "
+    "it arrived: it is probably lost",
 }
-LARGE_ONLY = {"cut_cm2", "rotation_deg", "translation_mm", "displacement_mm", "scales_mm"}
+LARGE_ONLY = {
+    "cut_cm2",
+    "rotation_deg",
+    "translation_mm",
+    "displacement_mm",
+    "scales_mm",
+    "content",
+}
 """Measures that are fine however small."""
 
 

@@ -9,10 +9,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from monai.losses.image_dissimilarity import (
-    GlobalMutualInformationLoss,
-    LocalNormalizedCrossCorrelationLoss,
-)
 from torch import Tensor, nn
 
 from odereg_core.descriptor import mind
@@ -100,6 +96,8 @@ class MutualInformation:
     """
 
     def __init__(self, bins: int = 32, stride: int = 2):
+        from monai.losses.image_dissimilarity import GlobalMutualInformationLoss
+
         self.loss, self.stride = GlobalMutualInformationLoss(num_bins=bins), stride
 
     def __call__(
@@ -118,6 +116,8 @@ class CrossCorrelation:
     voxels an edge: VoxelMorph's [5] mono-modal loss, MONAI's code."""
 
     def __init__(self, size: int = 7):
+        from monai.losses.image_dissimilarity import LocalNormalizedCrossCorrelationLoss
+
         self.loss = LocalNormalizedCrossCorrelationLoss(kernel_size=size)
 
     def __call__(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odereg_core.errors import InputError
-from odereg_core.files import load_tensors, save_tensors
+from odereg_core.files import load_tensors, save_tensors, sha256
 from odereg_core.grid import Grid
 from odereg_core.register import register
 from odereg_core.seen import KEY, MARGIN, Seen, cut_cm2, load_seen, of_image, of_result
@@ -102,6 +102,21 @@ def test_the_report_says_so(scan, words):
     said = [w for w in report["warnings"] if w.startswith("The moving scan")]
     assert any(words in w for w in said) if words else said == []
     assert set(report["measures"]) == {"moving", "fixed", "rigid"}
+
+
+def test_a_map_that_leaves_the_contents_apart_is_lost(tmp_path, untrained):
+    """Identity weights, two heads apart; the range holds for the encoder it was measured with."""
+    tensors, metadata = load_tensors(untrained / "rigid.safetensors")
+    away = head().with_data(np.roll(head().data, 6, axis=0))
+    for encoder in (sha256(shipped("encoder")), "another"):
+        seen = Seen({"content": (0.0, 0.02)}, {"encoder": encoder})
+        save_tensors(tmp_path / "rigid.safetensors", tensors, {**metadata, KEY: seen.dumps()})
+        options = {"weights": tmp_path / "rigid.safetensors", "device": "cpu"}
+        same = register(head(), head(), **options).report
+        assert same["measures"]["rigid"]["content"] == 0 and same["warnings"] == []
+        apart = register(away, head(), **options).report
+        assert apart["measures"]["rigid"]["content"] > 0.025
+        assert ["probably lost" in w for w in apart["warnings"]] == [True] * (encoder != "another")
 
 
 def test_weights_that_do_not_say_are_named(untrained):

@@ -12,13 +12,15 @@ from tqdm.auto import tqdm
 
 from odereg_core import metrics
 from odereg_core.baselines.base import Outcome, Register
-from odereg_core.cohort import Cohort
+from odereg_core.batch import digest
+from odereg_core.cohort import INDEX, Cohort
 from odereg_core.errors import InputError
 from odereg_core.experiments.methods import METHODS
 from odereg_core.files import atomic, provenance, read_json, write_json
 from odereg_core.pairs import Pair, PairKey, pair_keys, simulate
 from odereg_core.warp import warp
 
+PACKAGE = Path(__file__).parents[1]
 COLUMNS = [
     "task", "subject", "moving", "fixed", "method", "dice", "rmse_x", "rmse_phi_mm",
     "rmse_phi_grid_mm", "hausdorff95_mm", "seconds", "nfe", "folding", "log_jacobian_std",
@@ -64,11 +66,13 @@ def evaluate(
     device: str = "cpu",
     split: str = "test",
     keys: list[PairKey] | None = None,
+    kept: Path | None = None,
 ) -> pd.DataFrame:
     """Run one method on a task's pairs (a sample of `count`, 0 for all) and score each.
 
     The time is from the images in the device's memory to the warped image there, batch 1, after one
-    call that does not count.
+    call that does not count. `kept`: a file that holds the pairs done so far, written after each,
+    to go on from where it is of the same code, weights, cohort and settings.
     """
     if method not in METHODS or task not in METHODS[method].tasks:
         known = ", ".join(f"{k} ({', '.join(m.tasks)})" for k, m in METHODS.items())
@@ -77,7 +81,10 @@ def evaluate(
     keys = keys or pair_keys(cohort.names(split), cohort.contrasts, task, count, seed)
     if not keys:
         raise InputError(f"{cohort.folder}: no subject is for '{split}'")
-    return measured(register, method, cohort, keys, seed, device)
+    weights = [models / f"{name}.safetensors" for name in METHODS[method].models]
+    code = sorted(PACKAGE.rglob("*.py"))
+    of = digest([*code, *weights, cohort.folder / INDEX], method, task, keys, seed, device)
+    return measured(register, method, cohort, keys, seed, device, kept, of)
 
 
 @torch.no_grad()
@@ -88,9 +95,13 @@ def measured(
     keys: Sequence[PairKey],
     seed: int,
     device: str = "cpu",
+    kept: Path | None = None,
+    of: str = "",
 ) -> pd.DataFrame:
-    """What `evaluate` returns, of any way to register, called `name`."""
-    rows, subject, warm = [], None, False
+    """What `evaluate` returns, of any way to register, called `name`; `of` names all that the pairs
+    in the file `kept` depend on."""
+    rows = _done(kept, of)
+    subject, warm = None, False
 
     def timed(pair: Pair) -> tuple[float, Outcome]:
         _wait(device)
@@ -100,7 +111,14 @@ def measured(
         _wait(device)
         return time.perf_counter() - start, outcome
 
-    for key in tqdm(keys, desc=f"{name} ({keys[0].task})", unit="pair", mininterval=2.0):
+    for key in tqdm(
+        keys[len(rows) :],
+        initial=len(rows),
+        total=len(keys),
+        desc=f"{name} ({keys[0].task})",
+        unit="pair",
+        mininterval=2.0,
+    ):
         if subject is None or subject.name != key.subject:
             subject = cohort.load(key.subject)
         pair = simulate(cohort, subject, key, seed).to(device)
@@ -111,7 +129,18 @@ def measured(
         scores = score(pair, outcome.displacement.to(pair.moving))
         named = {**key.__dict__, "method": name, "seconds": seconds, "nfe": outcome.nfe}
         rows.append(named | scores)
+        if kept:
+            write_json(kept, {"of": of, "rows": rows})
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _done(kept: Path | None, of: str) -> list[dict]:
+    """The rows of an evaluation that was cut short, if the file's are of this one."""
+    try:
+        content = read_json(kept) if kept else {}
+    except InputError:
+        return []
+    return content["rows"] if content.get("of") == of else []
 
 
 def _wait(device: str) -> None:
@@ -149,13 +178,13 @@ def read_results(path: Path) -> pd.DataFrame:
 
 def merged_facts(folder: Path) -> dict[str, dict]:
     """Where the numbers of `merge` come from, by `<task>/<method>`."""
-    paths = sorted(folder.glob("*/*.csv"))
+    paths = sorted(folder.glob("*/[!.]*.csv"))
     return {f"{p.parent.name}/{p.stem}": read_json(p.with_suffix(".json")) for p in paths}
 
 
 def merge(folder: Path) -> pd.DataFrame:
     """All tables `<task>/<method>.csv` below a results folder as one."""
-    paths = sorted(folder.glob("*/*.csv"))
+    paths = sorted(folder.glob("*/[!.]*.csv"))
     if not paths:
         raise InputError(f"{folder}: holds no results (<task>/<method>.csv)")
     return pd.concat([read_results(path) for path in paths], ignore_index=True)

@@ -114,7 +114,7 @@ class Run:
 
     def result_facts(self) -> pd.DataFrame:
         """Where each method's numbers come from, a line a method."""
-        facts = [read_json(path) for path in sorted(self.folder.glob("results/*/*.json"))]
+        facts = [read_json(path) for path in sorted(self.folder.glob("results/*/[!.]*.json"))]
         keep = ("task", "method", "profile", "seed", "pairs", "device", "commit")
         return pd.DataFrame([{k: f.get(k) for k in keep} for f in facts])
 

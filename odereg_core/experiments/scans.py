@@ -45,7 +45,7 @@ def scan_pair(cohort: Path, out: Path) -> ScanPair:
     """
     real = Path(os.environ.get("ODEREG_REAL", REAL))
     for root in (real, cohort):
-        for moving in sorted(root.glob("*/*_t1.nii.gz")):
+        for moving in sorted(root.glob("[!.]*/*_t1.nii.gz")):
             other, labels = (
                 moving.with_name(moving.name.replace("_t1.", f"_{kind}.")) for kind in ("t2", "seg")
             )

@@ -11,7 +11,6 @@ import itertools
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from monai.networks.nets.voxelmorph import VoxelMorphUNet
 from torch import Tensor, nn
 
 from odereg_core.grid import Grid
@@ -31,6 +30,8 @@ class VoxelMorph(nn.Module):
     FORMAT = "odereg-voxelmorph-1"
 
     def __init__(self):
+        from monai.networks.nets.voxelmorph import VoxelMorphUNet
+
         super().__init__()
         self.unet = VoxelMorphUNet(3, 2, 32, CHANNELS, (16, 16))
         *_, last = (m for m in self.unet.modules() if isinstance(m, nn.Conv3d))

@@ -8,16 +8,18 @@ import torch
 
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
-from odereg_core.files import load_tensors, provenance, save_tensors
+from odereg_core.files import load_tensors, provenance, save_tensors, sha256
 from odereg_core.metrics import rmse_phi
 from odereg_core.msodenet import MSODENet
 from odereg_core.pairs import pair_keys, simulate
 from odereg_core.profiles import Augmentation
+from odereg_core.register import content
 from odereg_core.seen import KEY, Seen, of_image, of_result
 from odereg_core.train.augment import augment
 from odereg_core.train.loop import step_generator
 from odereg_core.transforms import Rigid
-from odereg_core.weights import load_model
+from odereg_core.warp import warp
+from odereg_core.weights import load_model, shipped
 
 SEED = 1_000_000
 """Of the simulated motions, as in validation: no evaluation pair is drawn from it."""
@@ -33,7 +35,9 @@ def measure(
 ) -> Seen:
     """Register `count` simulated pairs of training subjects. The images, as they are and as
     augmented for training, give the ranges; and so do the maps of registrations that arrived,
-    within two voxels of the truth."""
+    within two voxels of the truth, and how far they leave the contents apart (Eq. 4, by the shipped
+    encoder)."""
+    similarity = content(device)
     task = "rigid" if isinstance(model.transform, Rigid) else "deformable"
     keys = pair_keys(cohort.names("train"), cohort.contrasts, task, count)
     measured: list[dict[str, float]] = []
@@ -49,12 +53,15 @@ def measure(
         if float(rmse_phi(found, pair.displacement, pair.brain)) < 2 * max(cohort.grid.spacing):
             arrived += 1
             measured.append(of_result(result, model.transform, pair.fixed.to(device) > 0))
+            warped = warp(pair.moving, found, cohort.grid).to(device)
+            measured.append({"content": float(similarity(warped, pair.fixed.to(device)))})
     facts = {
         "registrations": len(keys),
         "arrived": arrived,
         "seed": SEED,
         "task": task,
         "cohort": cohort.settings,
+        "encoder": sha256(shipped("encoder")),
     }
     return Seen.gather(measured, {**facts, **provenance(device)})
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.image
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -335,6 +334,8 @@ class GanTrainer:
     def picture(self, path: Path, subject: Subject) -> None:
         """Contrasts down, and across: the slice, its reconstruction, and its translation into each
         contrast (with that contrast's style from the same slice)."""
+        from matplotlib.image import imsave
+
         middle = torch.tensor([self.cohort.grid.shape[2] // 2])
         m = len(self.cohort.contrasts)
         every = subject.images[:, None].to(self.device)
@@ -348,9 +349,7 @@ class GanTrainer:
         tiles = torch.stack(rows).float().cpu().flip(-1).transpose(-1, -2)
         table = tiles.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
         with atomic(path) as temporary:
-            matplotlib.image.imsave(
-                temporary, table.numpy(), cmap="gray", vmin=0, vmax=1, format="png"
-            )
+            imsave(temporary, table.numpy(), cmap="gray", vmin=0, vmax=1, format="png")
 
 
 def train(

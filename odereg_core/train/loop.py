@@ -126,8 +126,10 @@ class Log:
         self.rows: list[dict[str, float]] = []
         if resume_step and path.exists():
             with path.open(newline="") as file:
-                rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if row["step"] <= resume_step]
+                for row in csv.DictReader(file):
+                    numbers = {k: float(v) for k, v in row.items() if v}
+                    self.rows.append(numbers | {"step": int(row["step"])})
+            self.rows = [row for row in self.rows if row["step"] <= resume_step]
 
     def add(self, **row: float) -> None:
         self.rows.append(row)

@@ -30,6 +30,22 @@ def root(tmp_path_factory):
     return folder
 
 
+def test_heads_of_other_settings_and_a_cohort_cut_short_are_refused(tmp_path, capsys):
+    options = [str(tmp_path), "--subjects", "1", "--spacing", "12", "--jobs", "1"]
+    assert heads.main(options) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert heads.main([*options[:-3], "10", "--jobs", "1"]) == 2
+    assert f"{tmp_path}: holds a cohort of other settings" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    note = tmp_path / "heads.json"
+    note.write_text(note.read_text().replace('"subjects": 1', '"subjects": 3'))
+    with pytest.raises(InputError, match=r"1 of 3 subjects are made; python -m data_prep\.heads"):
+        unseen.build(tmp_path, tmp_path / "out", load_profile("smoke"), "template")
+    note.write_text("{")
+    assert heads.main(options) == 2
+    assert "heads.json: not a readable JSON file" in capsys.readouterr().err
+
+
 def overlap(a, b):
     return float(2 * (a & b).sum() / (a.sum() + b.sum()))
 

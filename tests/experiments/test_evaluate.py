@@ -113,6 +113,48 @@ def test_a_method_is_one_entry(tiny_cohort, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(merged, table, rtol=1e-4, check_dtype=False)
 
 
+def test_an_evaluation_goes_on_where_it_stopped(tiny_cohort, tmp_path, monkeypatch):
+    calls, last = [], 3
+
+    def load(models, device):
+        def register(moving, fixed, grid, contrasts):
+            calls.append(contrasts)
+            if len(calls) == last:
+                raise KeyboardInterrupt
+            return Outcome(torch.ones(1, 3, *grid.shape), nfe=1)
+
+        return register
+
+    monkeypatch.setitem(METHODS, "shift", Method("a shift", ("rigid",), load))
+
+    def run(seed=7):
+        kept = tmp_path / ".shift.kept.json"
+        return evaluation.evaluate(
+            "shift", "rigid", tiny_cohort, tmp_path, count=4, seed=seed, kept=kept
+        ).drop(columns="seconds")
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    last = 0
+    resumed = run()
+    assert len(calls) == 3 + 1 + 3  # the first call of each does not count; one pair was kept
+    (tmp_path / ".shift.kept.json").unlink()
+    pd.testing.assert_frame_equal(resumed, run(), check_exact=True)
+    calls.clear()
+    assert not run(seed=8).equals(resumed)
+    assert len(calls) == 1 + 4
+    (tmp_path / ".shift.kept.json").write_text('{"of": ')
+    run()
+
+
+def test_a_half_written_table_is_nobodys(tiny_cohort, tmp_path):
+    table = evaluation.evaluate("none", "rigid", tiny_cohort, tmp_path, count=1)
+    evaluation.write_results(table, tmp_path / "rigid" / "none.csv")
+    (tmp_path / "rigid" / ".1.partial.none.csv").write_text("task,sub")
+    assert len(evaluation.merge(tmp_path)) == 1
+    assert list(evaluation.merged_facts(tmp_path)) == ["rigid/none"]
+
+
 def test_scores_repeat_to_the_bit(tiny_cohort, tmp_path):
     tables = [
         evaluation.evaluate("ants_rigid", "rigid", tiny_cohort, tmp_path, count=1).drop(
