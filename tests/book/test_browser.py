@@ -160,9 +160,14 @@ def test_internal_links_lead_somewhere(browser, site):
 
 
 def test_search_finds_a_word(browser, site):
+    """Typed into the field that the sidebar's button opens."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    read(browser, f"{site}search.html?q=adjoint")
+    resize(browser, WIDTHS["desktop"])
+    read(browser, f"{site}intro.html")
+    buttons = browser.find_elements("css selector", "button.search-button-field")
+    next(button for button in buttons if button.is_displayed()).click()
+    browser.find_element("css selector", "#pst-search-dialog input").send_keys("adjoint\n")
     found = WebDriverWait(browser, 20).until(
         lambda b: b.find_elements("css selector", "#search-results li a")
     )

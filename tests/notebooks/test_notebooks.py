@@ -28,6 +28,9 @@ def test_form(path):
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None
             assert len(cell.source.splitlines()) <= 25, "a notebook calls the package"
+    checked = [c for c in notebook.cells if "nbval-check-output" in c.metadata.get("tags", [])]
+    assert checked, "`make nbval` has nothing to compare"
+    assert not any("perf_counter" in cell.source for cell in checked), "seconds do not repeat"
 
 
 def test_the_book_lists_every_notebook():
