@@ -14,8 +14,9 @@ from odereg_core.motion import MOTIONS
 def error_figure(results: pd.DataFrame, names: dict[str, str]) -> Figure:
     """Every pair's error, a line a method, a panel a task; the bar is the median, the colour says
     how far apart the pair was before."""
-    tasks = [task for task in MOTIONS if (results["task"] == task).any()]
-    blocks = [results[results["task"] == task] for task in tasks]
+    found = {str(task): rows for task, rows in results.groupby("task")}
+    tasks = [task for task in MOTIONS if task in found]
+    blocks = [found[task] for task in tasks]
     counts = [block["method"].nunique() for block in blocks]
     fig, axes = subplots(
         len(tasks), 1, figsize=(9, 0.33 * sum(counts) + 1.1 * len(tasks)),
