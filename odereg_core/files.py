@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, suppress, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def atomic_files(out: Path) -> Iterator[Path]:
 
     Raises InputError as `atomic` does.
     """
-    partial = out / f".{os.getpid()}.partial"
+    partial, new = out / f".{os.getpid()}.partial", not out.exists()
     try:
         partial.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -69,6 +69,9 @@ def atomic_files(out: Path) -> Iterator[Path]:
         raise InputError(str(error).replace(str(partial), str(out))) from error.__cause__
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if new:
+            with suppress(OSError):  # it holds what was written, or never came to be
+                out.rmdir()
 
 
 def sha256(path: Path) -> str:
