@@ -40,7 +40,7 @@ class VoxelMorph(nn.Module):
 
     def forward(self, moving: Image, fixed: Image, grid: Grid) -> Displacement:
         x = torch.cat([moving, fixed], dim=1)
-        rest = [(-n) % 2 ** (len(CHANNELS) // 2 + 1) for n in grid.shape]
+        rest = [(-n) % 2 ** (len(CHANNELS) // 2) for n in grid.shape]
         padded = F.pad(x, (0, rest[2], 0, rest[1], 0, rest[0]))
         found = self.unet(padded.contiguous(memory_format=torch.channels_last_3d))
         x, y, z = grid.shape

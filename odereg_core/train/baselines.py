@@ -207,7 +207,7 @@ def train(
     write_json(
         fitted.weights.with_suffix(".json"),
         {
-            **origin(command, profile, section, cohort),
+            **origin(command, profile, section, cohort, device),
             "samples": trainer.schedule.samples,
             "validation_rmse_phi_mm": fitted.best,
             **fitted.facts,

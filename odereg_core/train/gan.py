@@ -395,7 +395,7 @@ def train(
     write_json(
         fitted.weights.with_suffix(".json"),
         {
-            **origin(command, profile, section, cohort),
+            **origin(command, profile, section, cohort, device),
             "init": init and sha256(init),
             "samples": section.steps * section.batch * 2 * (1 + section.critic_steps),
             "validation": fitted.best,

@@ -31,9 +31,22 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed << 32) + step)
 
 
+def arithmetic(device: str, precision: str) -> str:
+    """What a profile's `precision` comes to on a device: `bf16` only where the hardware has it.
+
+    A CPU without such instructions imitates them, some fifty times slower than float32.
+    """
+    if precision == "bf16" and torch.device(device).type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        known = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        return "bf16" if known else "float32"
+    return precision
+
+
 def mixed_precision(device: str, precision: str) -> torch.autocast:
-    """Autocast to bfloat16 where the profile says `bf16`, nothing otherwise."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, precision == "bf16")
+    """Autocast to bfloat16 where that is the `arithmetic`, nothing otherwise."""
+    chosen = arithmetic(device, precision) == "bf16"
+    return torch.autocast(torch.device(device).type, torch.bfloat16, chosen)
 
 
 def check(cohort: Cohort, profile: Profile) -> None:
@@ -66,12 +79,14 @@ def origin(
     profile: Profile,
     section: EncoderSection | ModelSection | BaselineSection,
     cohort: Cohort,
+    device: str,
 ) -> dict[str, object]:
     """What any trained model's provenance begins with."""
     return {
         "command": command,
         "profile": profile.name,
         "settings": section.model_dump(mode="json"),
+        "arithmetic": arithmetic(device, section.precision),
         "cohort": cohort.settings,
         "training_subjects": len(cohort.names("train")),
     }

@@ -285,7 +285,7 @@ def train(
     write_json(
         fitted.weights.with_suffix(".json"),
         {
-            **origin(command, profile, section, cohort),
+            **origin(command, profile, section, cohort, device),
             "init": init and sha256(init),
             "samples": schedule.samples,
             "processes": team.size,
