@@ -21,7 +21,7 @@ from odereg_core.networks.disentangle import Disentangler
 from odereg_core.ode import SolverError
 from odereg_core.optimise import optimise
 from odereg_core.seen import cut_cm2, load_seen, of_image, of_result
-from odereg_core.similarity import ContentSimilarity, content_similarity
+from odereg_core.similarity import ContentSimilarity, Mind, content_similarity
 from odereg_core.transforms import Rigid
 from odereg_core.transforms.io import write_affine_mat, write_displacement
 from odereg_core.volume import (
@@ -37,10 +37,8 @@ from odereg_core.warp import warp
 from odereg_core.weights import load_model, shipped
 
 REGISTER_TRANSFORMS = ("rigid", "bspline", "dense", "rigid+bspline", "rigid+dense")
-REFINE_LR = {"rigid": 0.005, "bspline": 0.03, "dense": 0.03}
-"""Of `refine`, in units of theta's range."""
-LAMBDA_REG = {"rigid": 0.0, "bspline": 2.0, "dense": 10.0}
-"""The paper's (section 3.1)."""
+REFINE = {"rigid": (0.005, 0.0), "bspline": (0.03, 0.2), "dense": (0.03, 1.0)}
+"""The learning rate of `refine`, in units of theta's range, and its lambda_reg."""
 SLAB = 2**21
 """Voxels of the fixed scan mapped at a time: their coordinates take much more room than it."""
 
@@ -114,8 +112,9 @@ def register(
     `moving_mask`, `fixed_mask`: what of each scan to register, of any grid in that scan's world
     (a brain mask, for heads with skulls); by default all that is not background. `labels`: files
     in the moving scan's world to be carried along. `refine`: so many steps of direct optimisation
-    on the content of the images (Eq. 4), from the model's answer. The report's warnings say where
-    scans or answer lie outside what the model has seen (see `odereg_core.seen`).
+    from the model's answer, on MIND [13]: finer than content codes, which have a quarter of a
+    slice's resolution, and nearer to the truth for every transform. The report's warnings say
+    where scans or answer lie outside what the model has seen (see `odereg_core.seen`).
 
     Raises InputError for files that are no usable scans, and where the solver does not end on
     them.
@@ -156,7 +155,7 @@ def register(
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     measures, warnings = _outside(model, files, result, images, (moving, fixed), masks)
-    refined = _refine(similarity, model, result, images, refine) if refine else {}
+    refined = _refine(model, result, images, refine) if refine else {}
     warnings += _lost(similarity, files[-1], model, result, images, measures)
 
     displacement, warped, *warped_labels = _carry(result, fixed, centres, moving, carried.values())
@@ -206,7 +205,6 @@ def content(device: str) -> ContentSimilarity:
 
 
 def _refine(
-    similarity: ContentSimilarity,
     model: Cascade,
     result: Cascaded,
     images: Sequence[Tensor],
@@ -215,17 +213,18 @@ def _refine(
     """Optimise the last stage's theta, in place; what the report says of it."""
     stage, transform = result.stages[-1], result.transforms[-1]
     outer = (result.transforms[0], result.stages[0].theta) if len(result.stages) > 1 else None
+    lr, lambda_reg = REFINE[transform.name]
     started = time.perf_counter()
     stage.theta, losses = optimise(
-        similarity,
+        Mind(),
         transform,
         images[0],
         images[1],
         model.grid,
         stage.theta,
         steps=steps,
-        lr=REFINE_LR[transform.name],
-        lambda_reg=LAMBDA_REG[transform.name],
+        lr=lr,
+        lambda_reg=lambda_reg,
         outer=outer,
     )
     return {

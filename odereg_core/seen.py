@@ -42,7 +42,7 @@ SENTENCES = {
     "scales_mm": "was changed by its last scale by {value:.1f} mm, in training at most by "
     "{high:.1f} mm: the scales disagree",
     "content": "leaves the scans' contents {value:.2f} apart, in training at most {high:.2f} where "
-    "it was right: it is probably lost",
+    "it was right: it is probably lost, or the scans are not of one head",
 }
 LARGE_ONLY = {
     "cut_cm2",

@@ -124,6 +124,17 @@ def test_weights_that_do_not_say_are_named(untrained):
     assert report["warnings"] == ["These weights do not say what their training saw."]
 
 
+def test_refining_comes_nearer_to_the_truth(untrained):
+    away = head().with_data(np.roll(head().data, 1, axis=0))
+    options = {"weights": untrained / "rigid.safetensors", "device": "cpu"}
+    shift = np.array([1.0, 0, 0]) * head().spacing[0]
+    errors = []
+    for steps in (0, 12):
+        found = register(away, head(), **options, refine=steps).displacement
+        errors.append(np.abs(found.mean((1, 2, 3)) - shift).max())
+    assert errors[1] < 0.8 * errors[0]
+
+
 def test_refining_lowers_the_loss_and_moves_the_last_stage(untrained):
     weights = [untrained / "rigid.safetensors", untrained / "bspline.safetensors"]
     moved = head()

@@ -96,15 +96,17 @@ def landscape_figure(curves: pd.DataFrame) -> Figure:
     """Each measure about alignment, from `landscape.curves`: the median, and the middle half of the
     pairs shaded. Left over rotations, right over shifts."""
     ways = list(dict.fromkeys(curves["way"]))
-    fig, axes = subplots(1, len(ways), figsize=(4.6 * len(ways), 3.2), squeeze=False)
+    fig, axes = subplots(
+        1, len(ways), figsize=(4.6 * len(ways), 3.4), squeeze=False, layout="constrained"
+    )
     for ax, way in zip(axes[0], ways, strict=True):
         for measure, rows in curves[curves["way"] == way].groupby("measure", sort=False):
             rows, colour = rows.set_index("offset").sort_index(), MEASURES.get(str(measure), START)
             ax.plot(rows["median"], color=colour, label=measure, lw=1.5)
             ax.fill_between(rows.index, rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)
         ax.set(xlabel="rotation / °" if way == "rotation" else "shift / mm", ylabel="scaled")
-    axes[0, 0].legend()
-    fig.tight_layout()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     fig.alt = (
         f"Scaled dissimilarity against {' and '.join(ways)} away from alignment, for "
         f"{', '.join(dict.fromkeys(curves['measure']))}: median and middle half over pairs."
