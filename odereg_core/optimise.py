@@ -8,10 +8,13 @@ from torch import Tensor
 
 from odereg_core.grid import Grid
 from odereg_core.losses import regularity
-from odereg_core.msodenet import Outer
-from odereg_core.similarity import Similarity
+from odereg_core.msodenet import Cascaded, Outer
+from odereg_core.similarity import Mind, Similarity
 from odereg_core.transforms import Transform, compose
 from odereg_core.warp import warp
+
+REFINE = {"rigid": (0.005, 0.0), "bspline": (0.03, 0.2), "dense": (0.03, 1.0)}
+"""The learning rate of `refine`, in units of theta's range, and its lambda_reg."""
 
 
 def optimise(
@@ -59,3 +62,32 @@ def optimise(
             (state.grad,) = torch.autograd.grad(total, state)
             optimizer.step()
     return best, torch.stack(losses)
+
+
+def refine(
+    result: Cascaded,
+    moving: Float[Tensor, "b 1 x y z"],
+    fixed: Float[Tensor, "b 1 x y z"],
+    steps: int,
+) -> Float[Tensor, "{steps}+1 b"]:
+    """Go on from what a cascade found: `optimise` the last stage's theta, in place, on MIND [13].
+
+    Content codes (Eq. 4) have a quarter of a slice's resolution: they lead from far and are blunt
+    at the end. Returns the losses.
+    """
+    stage, transform = result.stages[-1], result.transforms[-1]
+    outer = (result.transforms[0], result.stages[0].theta) if len(result.stages) > 1 else None
+    lr, lambda_reg = REFINE[transform.name]
+    stage.theta, losses = optimise(
+        Mind(),
+        transform,
+        moving,
+        fixed,
+        result.grid,
+        stage.theta,
+        steps=steps,
+        lr=lr,
+        lambda_reg=lambda_reg,
+        outer=outer,
+    )
+    return losses

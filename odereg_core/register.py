@@ -19,9 +19,9 @@ from odereg_core.metrics import folding
 from odereg_core.msodenet import Cascade, Cascaded
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.ode import SolverError
-from odereg_core.optimise import optimise
+from odereg_core.optimise import refine as refine_result
 from odereg_core.seen import cut_cm2, load_seen, of_image, of_result
-from odereg_core.similarity import ContentSimilarity, Mind, content_similarity
+from odereg_core.similarity import ContentSimilarity, content_similarity
 from odereg_core.transforms import Rigid
 from odereg_core.transforms.io import write_affine_mat, write_displacement
 from odereg_core.volume import (
@@ -37,8 +37,6 @@ from odereg_core.warp import warp
 from odereg_core.weights import load_model, shipped
 
 REGISTER_TRANSFORMS = ("rigid", "bspline", "dense", "rigid+bspline", "rigid+dense")
-REFINE = {"rigid": (0.005, 0.0), "bspline": (0.03, 0.2), "dense": (0.03, 1.0)}
-"""The learning rate of `refine`, in units of theta's range, and its lambda_reg."""
 SLAB = 2**21
 """Voxels of the fixed scan mapped at a time: their coordinates take much more room than it."""
 
@@ -155,7 +153,7 @@ def register(
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     measures, warnings = _outside(model, files, result, images, (moving, fixed), masks)
-    refined = _refine(model, result, images, refine) if refine else {}
+    refined = {"refined": _refined(result, images, refine)} if refine else {}
     warnings += _lost(similarity, files[-1], model, result, images, measures)
 
     displacement, warped, *warped_labels = _carry(result, fixed, centres, moving, carried.values())
@@ -204,36 +202,15 @@ def content(device: str) -> ContentSimilarity:
     return content_similarity(model).requires_grad_(False)
 
 
-def _refine(
-    model: Cascade,
-    result: Cascaded,
-    images: Sequence[Tensor],
-    steps: int,
-) -> dict:
-    """Optimise the last stage's theta, in place; what the report says of it."""
-    stage, transform = result.stages[-1], result.transforms[-1]
-    outer = (result.transforms[0], result.stages[0].theta) if len(result.stages) > 1 else None
-    lr, lambda_reg = REFINE[transform.name]
+def _refined(result: Cascaded, images: Sequence[Tensor], steps: int) -> dict[str, float]:
+    """Refine a result in place; what the report says of it."""
     started = time.perf_counter()
-    stage.theta, losses = optimise(
-        Mind(),
-        transform,
-        images[0],
-        images[1],
-        model.grid,
-        stage.theta,
-        steps=steps,
-        lr=lr,
-        lambda_reg=lambda_reg,
-        outer=outer,
-    )
+    losses = refine_result(result, images[0], images[1], steps)
     return {
-        "refined": {
-            "steps": steps,
-            "loss_before": round(float(losses[0]), 5),
-            "loss_after": round(float(losses.min()), 5),
-            "seconds": round(time.perf_counter() - started, 3),
-        }
+        "steps": steps,
+        "loss_before": round(float(losses[0]), 5),
+        "loss_after": round(float(losses.min()), 5),
+        "seconds": round(time.perf_counter() - started, 3),
     }
 
 

@@ -19,6 +19,7 @@ from odereg_core.motion import MOTIONS
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
+from odereg_core.optimise import refine
 from odereg_core.register import load_cascade
 from odereg_core.similarity import content_similarity
 from odereg_core.weights import Model, load_model
@@ -96,7 +97,11 @@ def _optimiser(*transforms: str) -> Load:
     return load
 
 
-def _msodenet(*stages: str) -> Load:
+REFINING = 15
+"""Steps of Adam in the rows that refine ours."""
+
+
+def _msodenet(*stages: str, refining: int = 0) -> Load:
     def load(models: Path, device: str) -> Register:
         files = [models / f"{name}.safetensors" for name in stages]
         cascade = load_cascade("+".join(stages), files, device)
@@ -107,6 +112,8 @@ def _msodenet(*stages: str) -> Load:
             if cascade.grid != grid:
                 raise InputError(f"{files[0]}: a model of another grid than the cohort's")
             result = cascade(moving, fixed)
+            if refining:
+                refine(result, moving, fixed, refining)
             return Outcome(result.displacement(), nfe=result.nfe)
 
         return register
@@ -116,6 +123,11 @@ def _msodenet(*stages: str) -> Load:
 
 def _ours(letters: str, task: str, *stages: str) -> Method:
     return Method(f"MS-ODENet({letters})", (task,), _msodenet(*stages), models=stages)
+
+
+def _refined(letters: str, task: str, *stages: str) -> Method:
+    load = _msodenet(*stages, refining=REFINING)
+    return Method(f"refined MS-ODENet({letters})", (task,), load, stages, in_paper=False)
 
 
 _VM, _VM_I2I = _regression("vm", VoxelMorph), _translated(_regression("vm_i2i", VoxelMorph))
@@ -137,6 +149,7 @@ METHODS: dict[str, Method] = {
     "ants_i2i_rigid": _ants_i2i("rigid", "rigid"),
     "adam_r": _adam("R", "rigid", "rigid"),
     "msodenet_r": _ours("R", "rigid", "rigid"),
+    "refined_r": _refined("R", "rigid", "rigid"),
     "ants_syn": Method("ANTs", ("deformable",), _ants("syn")),
     "ants_i2i_syn": _ants_i2i("deformable", "syn"),
     "vm": Method("VM", ("deformable",), _VM, ("vm",)),
@@ -144,6 +157,7 @@ METHODS: dict[str, Method] = {
     "adam_b": _adam("B", "deformable", "bspline"),
     "msodenet_d": _ours("D", "deformable", "dense"),
     "msodenet_b": _ours("B", "deformable", "bspline"),
+    "refined_b": _refined("B", "deformable", "bspline"),
     "ants_rigid_syn": Method("ANTs", ("hybrid",), _ants("rigid", "syn")),
     "ants_i2i_rigid_syn": _ants_i2i("hybrid", "rigid", "syn"),
     "rcn": Method("RCN", ("hybrid",), _regression("rcn", Rcn), ("rcn",)),
@@ -154,4 +168,5 @@ METHODS: dict[str, Method] = {
     "adam_rb": _adam("R+B", "hybrid", "rigid", "bspline"),
     "msodenet_rd": _ours("R+D", "hybrid", "rigid", "dense"),
     "msodenet_rb": _ours("R+B", "hybrid", "rigid", "bspline"),
+    "refined_rb": _refined("R+B", "hybrid", "rigid", "bspline"),
 }
