@@ -98,9 +98,10 @@ class Rcn(nn.Module):
         self.dense = nn.ModuleList(VoxelMorph() for _ in range(cascades))
 
     def stages(
-        self, moving: Image, fixed: Image, grid: Grid
+        self, moving: Image, fixed: Image, grid: Grid, cascades: int | None = None
     ) -> tuple[Displacement, Tensor, list[Displacement]]:
-        """u of the whole map, A of the affine stage, and u of each dense stage by itself."""
+        """u of the whole map, A of the affine stage, and u of each dense stage by itself: of the
+        first `cascades` of them, or of all."""
         matrix, offset = self.affine(moving, fixed)
         points = grid.points(moving.device, torch.float32)
         inner = torch.zeros(len(moving), 3, *grid.shape, device=moving.device)
@@ -110,7 +111,7 @@ class Rcn(nn.Module):
             moved = torch.einsum("bij,bjxyz->bixyz", matrix, points + u)
             return moved + offset[:, :, None, None, None] - points
 
-        for network in self.dense:
+        for network in self.dense[:cascades]:
             parts.append(network(warp(moving, whole(inner), grid), fixed, grid))
             inner = compose(Dense(), inner, parts[-1], grid)
         return whole(inner), matrix, parts

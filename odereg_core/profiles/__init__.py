@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from odereg_core.errors import InputError
 from odereg_core.grid import Grid
@@ -55,10 +62,11 @@ class Stage(_Section):
 
     `objective: velocity` trains the network of scale `scales` alone, on velocities drawn with the
     states they belong to, without a solve; `losses` trains the coarsest `scales` scales through
-    the solver, on the paper's loss.
+    the solver, on the paper's loss. `affine`, for RCN: its affine network alone, before all of it
+    is trained together.
     """
 
-    objective: Literal["velocity", "losses"] = "losses"
+    objective: Literal["velocity", "losses", "affine"] = "losses"
     scales: int = Field(ge=1)
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
@@ -116,6 +124,13 @@ class ModelSection(_Section):
     validate_every: int = Field(200, ge=1)
     validation_pairs: int = Field(24, ge=1)
 
+    @field_validator("stages")
+    @classmethod
+    def _no_affine_stage(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        if any(stage.objective == "affine" for stage in stages):
+            raise ValueError("the objective 'affine' is for RCN")
+        return stages
+
     @field_validator("solvers")
     @classmethod
     def _solvers_parse(cls, solvers: tuple[str, ...]) -> tuple[str, ...]:
@@ -171,6 +186,17 @@ class BaselineSection(_Section):
     precision: Literal["float32", "bf16"] = "float32"
     validate_every: int = Field(200, ge=1)
     validation_pairs: int = Field(24, ge=1)
+
+    @field_validator("stages")
+    @classmethod
+    def _known_objectives(
+        cls, stages: tuple[Stage, ...], info: ValidationInfo
+    ) -> tuple[Stage, ...]:
+        known = {"losses", "affine"} if info.data.get("network") == "rcn" else {"losses"}
+        for stage in stages:
+            if stage.objective not in known:
+                raise ValueError(f"no objective '{stage.objective}' for this network")
+        return stages
 
 
 class EvaluationSection(_Section):

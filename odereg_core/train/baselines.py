@@ -15,11 +15,12 @@ from odereg_core.baselines.translate import translate
 from odereg_core.cohort import Cohort, contrast_pairs
 from odereg_core.errors import InputError
 from odereg_core.files import provenance, write_json
+from odereg_core.grid import Grid
 from odereg_core.losses import regularity
 from odereg_core.metrics import rmse_phi
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
-from odereg_core.profiles import BaselineSection, Profile
+from odereg_core.profiles import BaselineSection, Profile, Stage
 from odereg_core.similarity import CrossCorrelation, MutualInformation
 from odereg_core.train.augment import drawn_pair
 from odereg_core.train.loop import (
@@ -38,7 +39,9 @@ from odereg_core.weights import load_model, save_model
 SCALES = 3
 """Stages name scales as MS-ODENet's do: at 3 a network sees the working grid, at 2 half its
 resolution. The similarity is that of the working grid's images at every stage: averaged, they tell
-alignment by a third as much, and interpolation alone then makes MI greater."""
+alignment by a third as much, and interpolation alone then makes MI greater. Only the stage of RCN's
+affine network makes do with its own scale's images, of an eighth of the voxels or fewer: it has to
+see as many as our rigid model sees."""
 
 
 class Couples:
@@ -102,6 +105,7 @@ class BaselineTrainer:
         self.schedule = Schedule(section.stages)
         mono = section.similarity == "ncc"
         self.similarity = CrossCorrelation() if mono else MutualInformation(bins=16)
+        self.coarse_similarity = MutualInformation(bins=16, stride=1)
         self.pairs = []
         for each in validation_pairs(cohort, section.task, section.validation_pairs):
             pair = each.to(self.device)
@@ -117,14 +121,18 @@ class BaselineTrainer:
         self.schedule.set_rate(self.optimizer, number)
         rng = step_generator(section.seed, number)
         one, two = self.couples.draw(stage.batch, rng)
+        grid, similarity = self.cohort.grid, self.similarity
+        if stage.objective == "affine":
+            grid, similarity = self.grids[stage.scales - 1], self.coarse_similarity
+            one, two = pooled(one, grid), pooled(two, grid)
         moving, fixed, _ = drawn_pair(
-            self.transform, section.motion, section.augment, self.cohort.grid, one, two, rng
+            self.transform, section.motion, section.augment, grid, one, two, rng
         )
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with mixed_precision(self.device, section.precision):
-            u, terms = self.found(moving, fixed, stage.scales)
-        terms["similarity"] = self.similarity(warp(moving, u, self.cohort.grid), fixed).mean()
+            u, terms = self.found(moving, fixed, stage)
+        terms["similarity"] = similarity(warp(moving, u, grid), fixed).mean()
         loss = terms["similarity"] + section.lambda_reg * terms["regularity"]
         loss = loss + 0.1 * terms.get("affine", 0.0)
         loss.backward()
@@ -132,31 +140,40 @@ class BaselineTrainer:
         self.optimizer.step()
         return {"loss": float(loss.detach())} | {k: float(v.detach()) for k, v in terms.items()}
 
-    def found(self, moving: Tensor, fixed: Tensor, scales: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """u on the working grid, of what the network finds at a scale's resolution, and the
+    def found(
+        self, moving: Tensor, fixed: Tensor, stage: Stage
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """u on the images' grid, of what the network finds at a stage's resolution, and the
         penalties on it there."""
-        grid, factor = self.grids[scales - 1], 2 ** (SCALES - scales)
-        seen = F.avg_pool3d(moving, factor), F.avg_pool3d(fixed, factor)
+        grid = self.grids[stage.scales - 1]
+        seen = pooled(moving, grid), pooled(fixed, grid)
         penalties = {}
         if isinstance(self.model, Rcn):
-            u, matrix, parts = self.model.stages(*seen, grid)
+            cascades = 0 if stage.objective == "affine" else None
+            u, matrix, parts = self.model.stages(*seen, grid, cascades)
             penalties["affine"] = affine_regularity(matrix)
         else:
             u = self.model(*seen, grid)
             parts = [u]
-        penalties["regularity"] = torch.stack([regularity(part, grid) for part in parts]).sum()
-        return F.interpolate(u, size=self.cohort.grid.shape, mode="trilinear"), penalties
+        parts = [regularity(part, grid) for part in parts]
+        penalties["regularity"] = torch.stack(parts).sum() if parts else u.new_zeros(())
+        return F.interpolate(u, size=moving.shape[2:], mode="trilinear"), penalties
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
         """RMSE(phi) on the validation pairs, of what is found at the resolution `step` trains."""
         self.model.eval()
-        scales, errors = self.schedule.at(step)[0].scales, []
+        stage, errors = self.schedule.at(step)[0], []
         for pair, moving in self.pairs:
-            u, _ = self.found(moving, pair.fixed, scales)
+            u, _ = self.found(moving, pair.fixed, stage)
             errors.append(float(rmse_phi(u, pair.displacement, pair.brain)))
         error = torch.tensor(errors)
         return {"rmse_phi_mm": float(error.mean()), "median_mm": float(error.median())}
+
+
+def pooled(image: Tensor, grid: Grid) -> Tensor:
+    """Images averaged to a coarser grid of the pyramid; as they are on their own."""
+    return F.avg_pool3d(image, image.shape[2] // grid.shape[0])
 
 
 def affine_regularity(matrix: Tensor) -> Tensor:

@@ -131,3 +131,32 @@ def test_a_step_changes_every_part_and_the_loss_is_the_sum_of_its_terms(name, ti
 def test_a_baseline_does_not_start_from_weights(tiny_cohort, tmp_path):
     with pytest.raises(InputError, match="trained from nothing"):
         train("vm", load_profile("smoke"), tiny_cohort, tmp_path, "cpu", init=tmp_path / "x")
+
+
+def test_an_affine_stage_trains_the_affine_network_alone_at_its_scale(tiny_cohort, monkeypatch):
+    trainer = BaselineTrainer(load_profile("smoke").baselines["rcn"], tiny_cohort, "cpu")
+    stage = trainer.schedule.stages[0]
+    assert stage.objective == "affine"
+    seen = []
+    forward = trainer.model.affine.forward
+    monkeypatch.setattr(
+        trainer.model.affine, "forward", lambda *pair: seen.append(pair) or forward(*pair)
+    )
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    terms = trainer.step(0)
+    changed = {k for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(key.startswith("affine") for key in changed)
+    assert terms["regularity"] == 0
+    assert seen[0][0].shape == (stage.batch, 1, *trainer.grids[stage.scales - 1].shape)
+    trainer.validate(0)
+    assert seen[-1][0].shape == (1, 1, *trainer.grids[stage.scales - 1].shape)
+
+
+@pytest.mark.parametrize(
+    ("section", "objective"), [("baselines: {vm", "affine"), ("models: {rigid", "affine")]
+)
+def test_a_stage_of_another_network_is_refused(tmp_path, section, objective):
+    stages = f"{{stages: [{{objective: {objective}, scales: 1, steps: 1, batch: 1, lr: 1.0e-3}}]}}"
+    (tmp_path / "p.yaml").write_text(f"extends: smoke\n{section}: {stages}}}\n")
+    with pytest.raises(InputError, match=f"'{objective}'"):
+        load_profile(tmp_path / "p.yaml")
