@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from odereg_core import __version__
@@ -109,7 +109,7 @@ def save_tensors(
     # The library writes several entries of metadata in no particular order.
     packed = {KEY: json.dumps(dict(metadata), sort_keys=True)} if metadata else {}
     with atomic(path) as temporary:
-        save_file(dict(tensors), temporary, packed)
+        temporary.write_bytes(save(dict(tensors), packed))  # its save_file: for the owner alone
 
 
 def _unpacked(metadata: dict[str, str] | None) -> dict[str, str]:

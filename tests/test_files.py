@@ -1,6 +1,7 @@
 """Files are whole or absent; what is missing or damaged is told in one sentence."""
 
 import json
+import os
 import subprocess
 
 import numpy as np
@@ -153,3 +154,12 @@ def test_provenance_does_without_git(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(files, "__file__", "/nowhere/package/files.py")
     assert provenance()["commit"] is None
+
+
+def test_others_may_read_weights_as_the_umask_says(tmp_path):
+    before = os.umask(0o022)
+    try:
+        save_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
