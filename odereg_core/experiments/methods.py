@@ -67,11 +67,12 @@ def _ants(*stages: str, mono_modal: bool = False) -> Load:
     def load(models: Path, device: str) -> Register:
         from odereg_core.baselines.ants import AntsRigid, AntsSyn  # only who runs ANTs loads it
 
-        rigid = AntsRigid(metric="meansquares") if mono_modal else AntsRigid()
+        # On translated images: see the search. The GAN's brightness is not the scanner's.
+        rigid = AntsRigid(metric="GC") if mono_modal else AntsRigid()
         if stages == ("rigid",):
             return rigid
         first = rigid if "rigid" in stages else None
-        return AntsSyn(first, metric="CC", sampling=2) if mono_modal else AntsSyn(first)
+        return AntsSyn(first)
 
     return load
 
