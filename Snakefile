@@ -209,7 +209,7 @@ rule search:
         multiext(f"{RUN}/search/search", ".csv", ".json"),
     shell:
         "odereg search --profile {PROFILE} --cohort {RUN}/prepared --models {RUN}/models "
-        "--pairs 10 --out {output[0]}"
+        "--out {output[0]}"
 
 
 # Fig. 4: every model of 4a and 4b is an ordinary profile, trained and evaluated as any other.

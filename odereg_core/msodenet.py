@@ -198,6 +198,11 @@ class Cascaded:
         return self.stages[0].grids[-1]
 
     @property
+    def outer(self) -> Outer | None:
+        """The earlier stage's map, which the last one's comes after; None for a single stage."""
+        return (self.transforms[0], self.stages[0].theta) if len(self.stages) > 1 else None
+
+    @property
     def nfe(self) -> int:
         """Evaluations of f, over all stages and scales."""
         return sum(stage.nfe for stage in self.stages)
@@ -211,9 +216,7 @@ class Cascaded:
     def displacement(self) -> Float[Tensor, "b 3 x y z"]:
         """u of the whole map in mm on the finest grid."""
         u = self.transforms[-1].displacement(self.stages[-1].theta, self.grid)
-        if len(self.stages) > 1:
-            u = compose(self.transforms[0], self.stages[0].theta, u, self.grid)
-        return u
+        return compose(*self.outer, u, self.grid) if self.outer else u
 
 
 class Cascade(nn.Module):

@@ -76,7 +76,6 @@ def refine(
     at the end. Returns the losses.
     """
     stage, transform = result.stages[-1], result.transforms[-1]
-    outer = (result.transforms[0], result.stages[0].theta) if len(result.stages) > 1 else None
     lr, lambda_reg = REFINE[transform.name]
     stage.theta, losses = optimise(
         Mind(),
@@ -88,6 +87,6 @@ def refine(
         steps=steps,
         lr=lr,
         lambda_reg=lambda_reg,
-        outer=outer,
+        outer=result.outer,
     )
     return losses

@@ -16,6 +16,7 @@ from odereg_core.similarity import ContentSimilarity
 from odereg_core.transforms import TRANSFORMS, compose
 
 LAMBDA_REG = {"rigid": 0.0, "bspline": 2.0, "dense": 10.0}
+"""The paper's (section 3.1)."""
 
 
 @dataclass(frozen=True)

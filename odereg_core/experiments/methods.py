@@ -63,12 +63,12 @@ def _translated(load: Load) -> Load:
     return translated
 
 
-def _ants(*stages: str, mono_modal: bool = False) -> Load:
+def _ants(*stages: str, translated: bool = False) -> Load:
     def load(models: Path, device: str) -> Register:
         from odereg_core.baselines.ants import AntsRigid, AntsSyn  # only who runs ANTs loads it
 
         # On translated images: see the search. The GAN's brightness is not the scanner's.
-        rigid = AntsRigid(metric="GC") if mono_modal else AntsRigid()
+        rigid = AntsRigid(metric="GC") if translated else AntsRigid()
         if stages == ("rigid",):
             return rigid
         first = rigid if "rigid" in stages else None
@@ -135,7 +135,7 @@ _VM, _VM_I2I = _regression("vm", VoxelMorph), _translated(_regression("vm_i2i", 
 
 
 def _ants_i2i(task: str, *stages: str) -> Method:
-    load = _translated(_ants(*stages, mono_modal=True))
+    load = _translated(_ants(*stages, translated=True))
     return Method("ANTs+I2I", (task,), load, models=("encoder",))
 
 

@@ -155,8 +155,8 @@ class BaselineTrainer:
         else:
             u = self.model(*seen, grid)
             parts = [u]
-        parts = [regularity(part, grid) for part in parts]
-        penalties["regularity"] = torch.stack(parts).sum() if parts else u.new_zeros(())
+        each = (regularity(part, grid) for part in parts)
+        penalties["regularity"] = sum(each, u.new_zeros(()))
         return F.interpolate(u, size=moving.shape[2:], mode="trilinear"), penalties
 
     @torch.no_grad()
