@@ -122,8 +122,7 @@ else:
 
     rule trained_model:
         input:
-            # L_sim needs the encoder first.
-            lambda w: [] if w.model in settings.encoders else f"{RUN}/models/encoder.safetensors",
+            lambda w: [f"{RUN}/models/{m}.safetensors" for m in settings.needed_for(w.model)],
             f"{RUN}/prepared/cohort.json",
             CORE,
             MODEL,

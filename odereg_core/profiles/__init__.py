@@ -171,13 +171,15 @@ class BaselineSection(_Section):
     """A learned baseline of Table 1 and its training; see `odereg_core.train.baselines`.
 
     `translated`: it sees moving images as the encoder translates them, of `translated` training
-    subjects; 0 for the images themselves.
+    subjects; 0 for the images themselves. `start`: the baseline whose weights it starts from; what
+    that one saw counts among its samples.
     """
 
     network: Literal["voxelmorph", "rcn"]
     task: Literal["rigid", "deformable", "hybrid"]
     similarity: Literal["mi", "ncc"]
     translated: int = Field(0, ge=0)
+    start: str | None = None
     seed: int = 0
     stages: tuple[Stage, ...]
     motion: MotionSection
@@ -223,6 +225,23 @@ class Profile(_Section):
     def working_grid(self) -> Grid:
         """The grid all images are brought to."""
         return Grid(self.grid.shape, (self.grid.spacing,) * 3)
+
+    @field_validator("baselines")
+    @classmethod
+    def _known_starts(cls, baselines: dict[str, BaselineSection]) -> dict[str, BaselineSection]:
+        for name, baseline in baselines.items():
+            start = baselines.get(baseline.start or name)
+            if start is None or start.network != baseline.network:
+                raise ValueError(f"'{name}' cannot start from '{baseline.start}'")
+        return baselines
+
+    def needed_for(self, model: str) -> tuple[str, ...]:
+        """The models that have to be trained before one: the encoder of its loss, and what it
+        starts from."""
+        if model in self.encoders:
+            return ()
+        start = self.baselines[model].start if model in self.baselines else None
+        return ("encoder", start) if start else ("encoder",)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

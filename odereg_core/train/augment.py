@@ -65,7 +65,8 @@ def augment(image: Volume, settings: Augmentation, rng: torch.Generator) -> Volu
         chosen = uniform((len(image), 1, 1, 1, 1), 0.0, 1.0, image, rng) < chance
         return torch.where(chosen, changed, unchanged)
 
-    image = some(settings.contrast, random_contrast(image, rng), image)
+    if settings.contrast:
+        image = some(settings.contrast, random_contrast(image, rng), image)
     image = random_blur(image, settings.blur, rng)
     image = some(settings.erode, random_edge(image, rng), image)
     inside = image > 0

@@ -3,6 +3,7 @@ warped and the fixed image, plus regularity."""
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,7 @@ from tqdm.auto import tqdm
 
 from odereg_core.baselines.translate import translate
 from odereg_core.cohort import Cohort, contrast_pairs
-from odereg_core.errors import InputError
-from odereg_core.files import provenance, write_json
+from odereg_core.files import provenance, read_json, sha256, write_json
 from odereg_core.grid import Grid
 from odereg_core.losses import regularity
 from odereg_core.metrics import rmse_phi
@@ -29,6 +29,7 @@ from odereg_core.train.loop import (
     fit,
     mixed_precision,
     origin,
+    start_from,
     step_generator,
     validation_pairs,
 )
@@ -58,14 +59,19 @@ class Couples:
             images = cohort.load(name).images.to(device)
             self.images.append(images.half())
             if translator:
-                self.moving.append(
-                    torch.cat(
-                        [
-                            translate(translator, images[a][None, None], b, images[b][None, None])
-                            for a, b in self.index
-                        ]
-                    ).half()
-                )
+                shown = [
+                    translate(translator, images[a][None, None], b, images[b][None, None])[:, 0]
+                    for a, b in self.index
+                ]
+                self.moving.append(torch.cat(shown).half())
+
+    def averaged(self, grid: Grid) -> Couples:
+        """The same couples on a coarser grid of the pyramid."""
+        coarse = copy(self)
+        for name in ("images", "moving"):
+            fine = getattr(self, name)
+            setattr(coarse, name, [pooled(image.float()[None], grid)[0].half() for image in fine])
+        return coarse
 
     def draw(self, batch: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """A batch of couples (B, 1, X, Y, Z), mirrored left to right half the time."""
@@ -75,7 +81,7 @@ class Couples:
             pair = int(torch.randint(len(self.index), (1,), generator=rng))
             a, b = self.index[pair]
             own = self.images[subject]
-            one = self.moving[subject][pair, 0] if self.moving else own[a]
+            one = self.moving[subject][pair] if self.moving else own[a]
             both = torch.stack([one, own[b]]).float()
             if float(torch.rand(1, generator=rng)) < 0.5:
                 both = both.flip(1)
@@ -92,14 +98,18 @@ class BaselineTrainer:
     cohort: Cohort
     device: str
     translator: Disentangler | None = None
+    init: Path | None = None
 
     def __post_init__(self) -> None:
         section, cohort = self.section, self.cohort
         torch.manual_seed(section.seed)
         network = VoxelMorph if section.network == "voxelmorph" else Rcn
         self.model = network().to(self.device)
+        if self.init:
+            start_from(self.model, self.init)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=section.stages[0].lr)
         self.couples = Couples(cohort, self.device, self.translator, section.translated)
+        self.coarse: dict[int, Couples] = {}
         self.grids = cohort.grid.pyramid(SCALES)
         self.transform = BSpline() if section.task == "deformable" else Rigid()
         self.schedule = Schedule(section.stages)
@@ -120,11 +130,13 @@ class BaselineTrainer:
         section, (stage, _) = self.section, self.schedule.at(number)
         self.schedule.set_rate(self.optimizer, number)
         rng = step_generator(section.seed, number)
-        one, two = self.couples.draw(stage.batch, rng)
-        grid, similarity = self.cohort.grid, self.similarity
+        grid, similarity, couples = self.cohort.grid, self.similarity, self.couples
         if stage.objective == "affine":
             grid, similarity = self.grids[stage.scales - 1], self.coarse_similarity
-            one, two = pooled(one, grid), pooled(two, grid)
+            if stage.scales not in self.coarse:
+                self.coarse[stage.scales] = couples.averaged(grid)
+            couples = self.coarse[stage.scales]
+        one, two = couples.draw(stage.batch, rng)
         moving, fixed, _ = drawn_pair(
             self.transform, section.motion, section.augment, grid, one, two, rng
         )
@@ -197,18 +209,20 @@ def train(
     """Train the baseline `name` of a profile: `<name>.safetensors`, its `.json` and `.log.csv` in
     `out`.
 
-    A baseline on translated images takes `encoder`, or `encoder.safetensors` in `out`. Goes on from
-    `<name>.checkpoint.safetensors` where there is one. Raises InputError for an `init`: baselines
-    start from nothing. Returns the weights file.
+    A baseline on translated images takes `encoder`, or `encoder.safetensors` in `out`; one that
+    starts from another's weights takes `init`, or that one's in `out`, with their `.json` beside
+    them: what they saw counts among the samples. Goes on from `<name>.checkpoint.safetensors` where
+    there is one. Returns the weights file.
     """
-    if init:
-        raise InputError(f"{init}: the baseline '{name}' is trained from nothing")
     check(cohort, profile)
     section = profile.baselines[name]
     translator = None
     if section.translated:
         translator = load_model(encoder or out / "encoder.safetensors", device, Disentangler)
-    trainer = BaselineTrainer(section, cohort, device, translator)
+    if section.start:
+        init = init or out / f"{section.start}.safetensors"
+    earlier = read_json(init.with_suffix(".json"))["samples"] if init else 0
+    trainer = BaselineTrainer(section, cohort, device, translator, init)
     fitted = fit(
         name,
         out,
@@ -225,7 +239,8 @@ def train(
         fitted.weights.with_suffix(".json"),
         {
             **origin(command, profile, section, cohort, device),
-            "samples": trainer.schedule.samples,
+            "init": init and sha256(init),
+            "samples": earlier + trainer.schedule.samples,
             "validation_rmse_phi_mm": fitted.best,
             **fitted.facts,
             **provenance(device),

@@ -20,6 +20,7 @@ from odereg_core.errors import InputError
 from odereg_core.files import atomic, load_tensors, save_tensors
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
+from odereg_core.networks.regression import Rcn, VoxelMorph
 from odereg_core.pairs import Pair, pair_keys, simulate
 from odereg_core.profiles import BaselineSection, EncoderSection, ModelSection, Profile, Stage
 from odereg_core.weights import load_model
@@ -60,7 +61,7 @@ def check(cohort: Cohort, profile: Profile) -> None:
             raise InputError(f"{cohort.folder}: no subject is for '{split}', so nothing can train")
 
 
-def start_from(model: MSODENet | Disentangler, init: Path) -> None:
+def start_from(model: MSODENet | Disentangler | VoxelMorph | Rcn, init: Path) -> None:
     """Give a model the weights of one like it. Raises InputError where kind, grid or network
     differ."""
     other = load_model(init, next(model.parameters()).device, type(model))

@@ -7,6 +7,7 @@ from odereg_core.baselines.base import Outcome
 from odereg_core.baselines.regression import AfterRigid, Regression
 from odereg_core.baselines.translate import Translated
 from odereg_core.errors import InputError
+from odereg_core.files import read_json, sha256
 from odereg_core.grid import Grid
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
@@ -128,8 +129,26 @@ def test_a_step_changes_every_part_and_the_loss_is_the_sum_of_its_terms(name, ti
     assert changed and (name == "vm" or any(k.startswith("affine") for k in changed))
 
 
-def test_a_baseline_does_not_start_from_weights(tiny_cohort, tmp_path):
-    with pytest.raises(InputError, match="trained from nothing"):
+def test_what_a_baseline_starts_from_is_its_beginning_and_counts(tiny_cohort, tmp_path):
+    profile = load_profile("smoke")
+    first = train("vm", profile, tiny_cohort, tmp_path, "cpu")
+    section = profile.baselines["vm"].model_copy(update={"start": "vm"})
+    trainer = BaselineTrainer(section, tiny_cohort, "cpu", init=first)
+    given = load_model(first, kind=VoxelMorph).state_dict()
+    assert all(torch.equal(v, given[k]) for k, v in trainer.model.state_dict().items())
+
+    tuned = profile.model_copy(update={"baselines": {"again": section}})
+    again = read_json(train("again", tuned, tiny_cohort, tmp_path, "cpu").with_suffix(".json"))
+    assert again["init"] == sha256(first)
+    assert again["samples"] == 2 * read_json(first.with_suffix(".json"))["samples"]
+
+
+def test_a_start_is_a_baseline_of_the_same_network(tiny_cohort, tmp_path):
+    chosen = tmp_path / "profile.yaml"
+    chosen.write_text("extends: smoke\nbaselines: {rcn: {start: vm}}\n")
+    with pytest.raises(InputError, match="'rcn' cannot start from 'vm'"):
+        load_profile(chosen)
+    with pytest.raises(InputError, match="there is no such file"):
         train("vm", load_profile("smoke"), tiny_cohort, tmp_path, "cpu", init=tmp_path / "x")
 
 
