@@ -39,7 +39,7 @@ help:
 	touch $@
 
 SNAKEMAKE = PATH="$(abspath .venv/bin):$$PATH" $(BIN)python workflow/alone.py $(BIN)snakemake $@ --cores $(JOBS) \
-	--quiet rules --nolock --rerun-incomplete --config profile=$(PROFILE) $(if $(BRATS),brats="$(BRATS)") $(if $(UNSEEN),unseen="$(UNSEEN)")
+	--quiet rules host --nolock --rerun-incomplete --config profile=$(PROFILE) $(if $(BRATS),brats="$(BRATS)") $(if $(UNSEEN),unseen="$(UNSEEN)")
 
 book: $(READY)
 	$(SNAKEMAKE)
