@@ -16,8 +16,9 @@ from odereg_core.profiles import load_profile
 PROFILE = config.get("profile", "demo")
 BRATS = config.get("brats")
 UNSEEN = config.get("unseen")  # a folder in IXI's layout, in place of the synthetic heads
-PAIRS = config.get("pairs")  # 0: all; otherwise the profile's sample
+PAIRS = config.get("pairs")  # 0: all; otherwise the profile's samples
 settings = load_profile(PROFILE)
+FIG4_PAIRS = settings.evaluation.fig4 if PAIRS is None else PAIRS
 RUN = f"runs/{settings.name}"
 COHORT = BRATS or f"{RUN}/cohort"
 if settings.cohort is None and not BRATS:
@@ -293,13 +294,12 @@ rule ablation_evaluated:
         directory(f"{FIG4}/{{figure}}/{{variant}}/results"),
     params:
         variant=lambda w: ablation.find(w.figure, w.variant),
-        pairs="" if PAIRS is None else f"--pairs {PAIRS}",
     resources:
         mem_mb=16000,
         runtime=1440,
     shell:
         "odereg evaluate --profile {input.profile} --cohort {FIG4}/prepared "
-        "--models {FIG4}/{wildcards.figure}/{wildcards.variant}/models {params.pairs} "
+        "--models {FIG4}/{wildcards.figure}/{wildcards.variant}/models --pairs {FIG4_PAIRS} "
         "--task {params.variant.task} --methods {params.variant.method} --out {output}"
 
 
@@ -319,7 +319,7 @@ HEADS = {
     "subjects": min(25, max(2, (settings.cohort.subjects if settings.cohort else 90) // 3)),
     "spacing": settings.grid.spacing,
 }
-HYBRID = [name for name, m in METHODS.items() if "hybrid" in m.tasks]
+HYBRID = [name for name, m in ROWS.items() if "hybrid" in m.tasks]
 
 if not UNSEEN:
 
@@ -367,14 +367,12 @@ rule unseen_evaluated:
     output:
         f"{FIG4}/4c/hybrid/{{method}}.csv",
         f"{FIG4}/4c/hybrid/{{method}}.json",
-    params:
-        pairs="" if PAIRS is None else f"--pairs {PAIRS}",
     resources:
         mem_mb=16000,
         runtime=1440,
     shell:
         "odereg evaluate --profile {PROFILE} --cohort {FIG4}/unseen --models {RUN}/models "
-        "--task hybrid --methods {wildcards.method} {params.pairs} --out {FIG4}/4c/hybrid"
+        "--task hybrid --methods {wildcards.method} --pairs {FIG4_PAIRS} --out {FIG4}/4c/hybrid"
 
 
 rule unseen_merged:

@@ -202,9 +202,11 @@ class BaselineSection(_Section):
 
 
 class EvaluationSection(_Section):
-    """The test pairs: `pairs` of them by default (0: all), their motions drawn from `seed`."""
+    """The test pairs: `pairs` of them by default, `fig4` for a model of Fig. 4 (0: all), their
+    motions drawn from `seed`."""
 
     pairs: int = Field(ge=0)
+    fig4: int = Field(ge=0)
     seed: int = Field(ge=0)
 
 
