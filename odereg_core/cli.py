@@ -264,8 +264,12 @@ def search(
     pairs: Annotated[int, typer.Option(help="Validation pairs a task, 0 for all.", min=0)] = 10,
     device: DeviceOption = "auto",
 ) -> None:
-    """Try ANTs' settings on validation pairs, and rank them."""
-    from odereg_core.cohort import Cohort
+    """Try ANTs' settings on validation pairs, and rank them. Goes on where it stopped."""
+    from shutil import rmtree
+
+    from odereg_core.baselines import ants
+    from odereg_core.batch import digest
+    from odereg_core.cohort import INDEX, Cohort
     from odereg_core.experiments.evaluate import write_results
     from odereg_core.experiments.search import ranking
     from odereg_core.experiments.search import search as run
@@ -275,11 +279,15 @@ def search(
     from odereg_core.weights import load_model
 
     settings, subjects, chosen = load_profile(profile), Cohort(cohort), choose_device(device)
-    encoder = load_model(models / "encoder.safetensors", chosen, Disentangler)
-    found = run(subjects, encoder, pairs, settings.evaluation.seed, chosen)
+    weights, kept = models / "encoder.safetensors", out.with_suffix(".kept")
+    encoder = load_model(weights, chosen, Disentangler)
+    kept.mkdir(parents=True, exist_ok=True)
+    of = digest([Path(ants.__file__), weights, cohort / INDEX])
+    found = run(subjects, encoder, pairs, settings.evaluation.seed, chosen, kept, of)
     voxel = subjects.grid.spacing[0]
     facts = {"profile": settings.name, "split": "val", "voxel_mm": voxel}
     write_results(found, out, chosen, **facts, cohort=subjects.settings)
+    rmtree(kept)
     print(ranking(found, voxel).round(2).to_string())
 
 

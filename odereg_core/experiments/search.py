@@ -5,18 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
 from odereg_core.baselines.ants import AntsRigid, AntsSyn
 from odereg_core.baselines.base import Register
 from odereg_core.baselines.translate import Translated
+from odereg_core.batch import digest
 from odereg_core.cohort import Cohort
 from odereg_core.experiments.evaluate import measured
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.pairs import pair_keys
 
-RIGID, SYN = AntsRigid(), AntsSyn()
+RIGID, SYN = AntsRigid(bins=32), AntsSyn(flow_sigma=3.0)
+"""Where the search began; where it ended are the defaults."""
+
 CANDIDATES: Mapping[tuple[str, str], Mapping[str, Register]] = {
     ("ANTs", "rigid"): {
         "search at 12-9-6 mm, all voxels": RIGID,
@@ -32,6 +36,9 @@ CANDIDATES: Mapping[tuple[str, str], Mapping[str, Register]] = {
         "steps of 0.4": replace(SYN, gradient_step=0.4),
         "flow smoothed by 2 voxels": replace(SYN, flow_sigma=2.0),
         "flow smoothed by 4 voxels": replace(SYN, flow_sigma=4.0),
+        "flow smoothed by 5 voxels": replace(SYN, flow_sigma=5.0),
+        "flow smoothed by 6 voxels": replace(SYN, flow_sigma=6.0),
+        "by 4 voxels, steps of 0.1": replace(SYN, flow_sigma=4.0, gradient_step=0.1),
     },
     ("ANTs+I2I", "rigid"): {
         "correlation": replace(RIGID, metric="GC"),
@@ -40,6 +47,7 @@ CANDIDATES: Mapping[tuple[str, str], Mapping[str, Register]] = {
     },
     ("ANTs+I2I", "deformable"): {
         "mutual information": SYN,
+        "mutual information, flow smoothed by 4 voxels": replace(SYN, flow_sigma=4.0),
         "correlation": replace(SYN, metric="GC"),
         "mean squares": replace(SYN, metric="meansquares"),
         "local correlation, radius 2, 40-20-0": replace(
@@ -52,16 +60,28 @@ both."""
 
 
 def search(
-    cohort: Cohort, encoder: Disentangler, count: int, seed: int, device: str = "cpu"
+    cohort: Cohort,
+    encoder: Disentangler,
+    count: int,
+    seed: int,
+    device: str = "cpu",
+    kept: Path | None = None,
+    of: str = "",
 ) -> pd.DataFrame:
     """Every candidate on the same `count` validation pairs of its task: a line a pair, as
-    `evaluate` returns them, `method` being the settings in words, and a column `row`."""
+    `evaluate` returns them, `method` being the settings in words, and a column `row`.
+
+    `kept`: a folder that holds the pairs done so far, to go on from; `of` names the code, weights
+    and cohort that they are of.
+    """
     tables = []
     for (row, task), candidates in CANDIDATES.items():
         keys = pair_keys(cohort.names("val"), cohort.contrasts, task, count, seed)
         for name, plain in candidates.items():
             register = Translated(encoder, plain) if row.endswith("I2I") else plain
-            found = measured(register, name, cohort, keys, seed, device)
+            mine = digest([], of, row, name, plain, keys, seed, device)
+            done = kept and kept / f"{mine}.json"
+            found = measured(register, name, cohort, keys, seed, device, done, mine)
             tables.append(found.assign(row=row))
     return pd.concat(tables, ignore_index=True)
 

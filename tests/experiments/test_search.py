@@ -23,17 +23,24 @@ def test_candidates_differ_and_the_rows_of_table_1_are_among_them(tmp_path):
             assert METHODS[rows[key]].load(tmp_path, "cpu") in candidates.values()
 
 
-def test_every_candidate_runs_on_the_same_validation_pairs(tiny_cohort, monkeypatch):
-    def off_by(mm):
-        return lambda moving, fixed, grid, contrasts: Outcome(torch.full((1, 3, *grid.shape), mm))
+def test_every_candidate_runs_on_the_same_validation_pairs(tiny_cohort, tmp_path, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Off:
+        mm: float
+
+        def __call__(self, moving, fixed, grid, contrasts):
+            return Outcome(torch.full((1, 3, *grid.shape), self.mm))
 
     candidates = {
-        ("ANTs", "rigid"): {"far": off_by(90.0), "near": off_by(0.0)},
-        ("ANTs+I2I", "deformable"): {"nearest": off_by(0.0), "farther": off_by(9.0)},
+        ("ANTs", "rigid"): {"far": Off(90.0), "near": Off(0.0)},
+        ("ANTs+I2I", "deformable"): {"nearest": Off(0.0), "farther": Off(9.0)},
     }
     monkeypatch.setattr(search, "CANDIDATES", candidates)
     encoder = Disentangler(tiny_cohort.contrasts, width=4, blocks=1)
-    found = search.search(tiny_cohort, encoder, 2, seed=3)
+    found = search.search(tiny_cohort, encoder, 2, seed=3, kept=tmp_path)
+    monkeypatch.setattr(Off, "__call__", None)  # what was done is not done again
+    again = search.search(tiny_cohort, encoder, 2, seed=3, kept=tmp_path)
+    pd.testing.assert_frame_equal(found, again)
     assert set(found["subject"]) <= set(tiny_cohort.names("val"))
     pairs = found.groupby(["task", "method"])[["moving", "fixed"]].agg(tuple)
     assert pairs.loc["rigid"].drop_duplicates().shape[0] == 1
