@@ -58,12 +58,22 @@ class Comparison:
         return peak_local_max(plane, min_distance=apart, num_peaks=count, exclude_border=False)
 
 
+def compared(task: str, models: Path) -> list[str]:
+    """The paper's methods for a task, but for those whose weights a folder lacks."""
+    rows = {name: m for name, m in METHODS.items() if task in m.tasks and m.in_paper}
+    return [
+        name
+        for name, method in rows.items()
+        if all((models / f"{model}.safetensors").exists() for model in method.models)
+    ]
+
+
 @torch.no_grad()
 def compare(
     cohort: Cohort, models: Path, key: PairKey, seed: int, methods: list[str] | None = None
 ) -> Comparison:
-    """Register one simulated pair by every compared method of its task (or those named), on the
-    CPU.
+    """Register one simulated pair by every compared method of its task whose weights lie in
+    `models` (or by those named), on the CPU.
 
     Raises InputError where the cohort has no such subject or contrast, or a model is missing.
     """
@@ -76,7 +86,7 @@ def compare(
             raise InputError(f"{cohort.folder}: no {what} '{name}'; there are {', '.join(known)}")
     pair = simulate(cohort, cohort.load(key.subject), key, seed)
     found = {}
-    for name in methods or [k for k, m in METHODS.items() if key.task in m.tasks and m.in_paper]:
+    for name in methods or compared(key.task, models):
         register = METHODS[name].load(models, "cpu")
         outcome = register(pair.moving, pair.fixed, pair.grid, (pair.key.moving, pair.key.fixed))
         found[METHODS[name].name] = outcome.displacement.float()

@@ -58,6 +58,8 @@ def few(monkeypatch):
     monkeypatch.setitem(
         METHODS, "none", Method("none", ("deformable",), shift(0.0), in_paper=False)
     )
+    untrained = Method("untrained", ("deformable",), shift(9.0), models=("nowhere",))
+    monkeypatch.setitem(METHODS, "untrained", untrained)
     monkeypatch.setitem(METHODS, "turn", Method("turn", ("rigid",), shift(0.0)))
 
 
