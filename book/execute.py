@@ -43,6 +43,9 @@ def main() -> int:
             cwd=str(options.source.parent),
             execution_timeout=options.timeout,
             progress_bar=False,
+            # Its channels are this machine's own, and it has nothing left to say when it ends.
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            shutdown_kernel="immediate",
         )
     except papermill.PapermillExecutionError as error:
         print(f"error: {options.source} failed; see {partial}\n{error}", file=sys.stderr)
