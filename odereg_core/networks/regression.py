@@ -24,15 +24,36 @@ CUBE = 32
 """The affine network sees its images averaged to so many voxels an axis or fewer."""
 
 
+def smoothed(u: Displacement, sigma_mm: float, grid: Grid) -> Displacement:
+    """u under a Gaussian, on a grid no coarser than half of `sigma_mm`; beyond the edge nothing
+    counts."""
+    from monai.networks.layers.simplelayers import GaussianFilter
+
+    factor = [max(1, int(sigma_mm / 2 / spacing)) for spacing in grid.spacing]
+    size = [-(-n // f) for n, f in zip(grid.shape, factor, strict=True)]
+    sigma = [sigma_mm / h * m / n for h, m, n in zip(grid.spacing, size, grid.shape, strict=True)]
+    gaussian = GaussianFilter(3, sigma).to(u.device)
+    coarse = F.interpolate(u, size=size, mode="area")
+    coarse = gaussian(coarse) / gaussian(torch.ones_like(coarse))
+    return F.interpolate(coarse, size=grid.shape, mode="trilinear")
+
+
 class VoxelMorph(nn.Module):
-    """VoxelMorph [5]: one U-Net, MONAI's, from both images to the displacement."""
+    """VoxelMorph [5]: one U-Net, MONAI's, from both images to the displacement.
 
-    FORMAT = "odereg-voxelmorph-1"
+    What the U-Net finds is smoothed by a Gaussian of `smooth_mm`. Mutual information alone leaves
+    a voxel free to slide along every edge: Adam on it, on five validation pairs of the synthetic
+    cohort 4.4 mm apart, ends at 4.0 mm with the penalty on gradients alone, and at 2.1, 1.3 and
+    0.9 mm with Gaussians of 12, 18 and 24 mm as well.
+    """
 
-    def __init__(self):
+    FORMAT = "odereg-voxelmorph-2"
+
+    def __init__(self, smooth_mm: float = 24.0):
         from monai.networks.nets.voxelmorph import VoxelMorphUNet
 
         super().__init__()
+        self.smooth_mm = smooth_mm
         self.unet = VoxelMorphUNet(3, 2, 32, CHANNELS, (16, 16))
         *_, last = (m for m in self.unet.modules() if isinstance(m, nn.Conv3d))
         nn.init.normal_(last.weight, std=1e-5)
@@ -45,11 +66,11 @@ class VoxelMorph(nn.Module):
         found = self.unet(padded.contiguous(memory_format=torch.channels_last_3d))
         x, y, z = grid.shape
         spacing = torch.tensor(grid.spacing, device=moving.device)[:, None, None, None]
-        return found[:, :, :x, :y, :z].float() * spacing
+        return smoothed(found[:, :, :x, :y, :z].float() * spacing, self.smooth_mm, grid)
 
     def describe(self) -> dict:
         """What is needed to build the model again."""
-        return {}
+        return {"smooth_mm": self.smooth_mm}
 
     @classmethod
     def build(cls, spec: dict) -> VoxelMorph:
@@ -90,7 +111,7 @@ class Rcn(nn.Module):
     The maps are composed and the moving image itself is warped, once for each network.
     """
 
-    FORMAT = "odereg-rcn-1"
+    FORMAT = "odereg-rcn-2"
 
     def __init__(self, cascades: int = 2):
         super().__init__()

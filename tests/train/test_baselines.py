@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from odereg_core.baselines.base import Outcome
 from odereg_core.baselines.regression import AfterRigid, Regression
@@ -11,7 +12,7 @@ from odereg_core.files import read_json, sha256
 from odereg_core.grid import Grid
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
-from odereg_core.networks.regression import Rcn, VoxelMorph
+from odereg_core.networks.regression import Rcn, VoxelMorph, smoothed
 from odereg_core.profiles import load_profile
 from odereg_core.train.baselines import BaselineTrainer, affine_regularity, train
 from odereg_core.transforms import Rigid
@@ -33,9 +34,26 @@ def test_untrained_voxelmorph_is_nearly_the_identity_on_any_grid():
 
 
 def test_voxelmorph_finds_voxels_so_its_millimetres_scale_with_the_grid():
-    model = VoxelMorph()
+    model = VoxelMorph(smooth_mm=12.0)
     pair, wider = images(), Grid(GRID.shape, (24.0,) * 3)
-    torch.testing.assert_close(2 * model(*pair, GRID), model(*pair, wider))
+    narrow = model(*pair, GRID)
+    model.smooth_mm = 24.0
+    torch.testing.assert_close(2 * narrow, model(*pair, wider))
+
+
+@pytest.mark.parametrize(("spacing", "error"), [((12.0,) * 3, 0.01), ((4.0, 4.0, 5.0), 0.07)])
+def test_a_displacement_is_smoothed_as_scipy_smooths_it(spacing, error):
+    """Closely where no coarser grid is taken for it, roughly where one is."""
+    grid = Grid((48, 40, 32), spacing)
+    torch.manual_seed(0)
+    rough = torch.randn(1, 3, 6, 5, 4)
+    u = torch.nn.functional.interpolate(rough, size=grid.shape, mode="trilinear")
+    sigma = [0, 0, *(24.0 / h for h in spacing)]
+    weight = gaussian_filter(torch.ones_like(u).numpy(), sigma, mode="constant")
+    wanted = torch.from_numpy(gaussian_filter(u.numpy(), sigma, mode="constant") / weight)
+    found = smoothed(u, 24.0, grid)
+    assert found.shape == u.shape
+    assert (found - wanted).abs().mean() < error * wanted.abs().mean()
 
 
 def test_untrained_rcn_is_nearly_the_identity():
