@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,10 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(f"{path}: not a whole safetensors file ({error})") from None
 
 
-def _commit() -> str | None:
-    """The commit of the source tree this package runs from, if it runs from one."""
+@cache
+def commit() -> str | None:
+    """The commit of the source tree this package runs from, if it runs from one, as it was when
+    first asked: what runs for hours asks as it begins."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
@@ -180,7 +183,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
     """What a number depends on besides its settings; no date, so that a run repeats to the byte."""
     return {
         "odereg_core": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "libraries": {name: _version(name) for name in LIBRARIES},

@@ -145,13 +145,27 @@ def test_provenance_repeats_and_is_json():
     assert first["device"]
 
 
-def test_provenance_does_without_git(monkeypatch):
+@pytest.fixture
+def asked_anew():
+    files.commit.cache_clear()
+    yield
+    files.commit.cache_clear()
+
+
+def test_the_commit_is_that_of_the_first_time_it_was_asked_for(monkeypatch, asked_anew):
+    first = files.commit()
+    monkeypatch.setattr(files, "__file__", "/nowhere/package/files.py")
+    assert provenance()["commit"] == first
+
+
+def test_provenance_does_without_git(monkeypatch, asked_anew):
     def no_git(*_, **__):
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(subprocess, "run", no_git)
     assert provenance()["commit"] is None
     monkeypatch.undo()
+    files.commit.cache_clear()
     monkeypatch.setattr(files, "__file__", "/nowhere/package/files.py")
     assert provenance()["commit"] is None
 

@@ -16,7 +16,7 @@ from odereg_core.batch import digest
 from odereg_core.cohort import INDEX, Cohort
 from odereg_core.errors import InputError
 from odereg_core.experiments.methods import METHODS
-from odereg_core.files import atomic, provenance, read_json, write_json
+from odereg_core.files import atomic, commit, provenance, read_json, write_json
 from odereg_core.pairs import Pair, PairKey, pair_keys, simulate
 from odereg_core.warp import warp
 
@@ -100,6 +100,7 @@ def measured(
 ) -> pd.DataFrame:
     """What `evaluate` returns, of any way to register, called `name`; `of` names all that the pairs
     in the file `kept` depend on."""
+    commit()
     rows = _done(kept, of)
     subject, warm = None, False
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
-from odereg_core.files import atomic, load_tensors, save_tensors
+from odereg_core.files import atomic, commit, load_tensors, save_tensors
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
@@ -248,6 +248,7 @@ def fit(
 ) -> Fitted:
     """Train to the last step of `ends`, from `<name>.checkpoint.safetensors` in `out` where there
     is one; see `run`. `validate` gets the number of the step just taken."""
+    commit()
     checkpoint = Checkpoint(out / f"{name}.checkpoint.safetensors", model, optimizer)
     checkpoint.load()
     log = Log(out / f"{name}.log.csv", checkpoint.step)
