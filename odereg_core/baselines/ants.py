@@ -91,14 +91,16 @@ class AntsSyn:
     """SyN [3] with Mattes mutual information; after `AntsRigid` where `rigid` is given.
 
     Iterations run down to full resolution: on real volumes at 3 mm 100-70-50 brought a 4.5 mm
-    start to 3.35 mm, the package's default to 3.6 mm. `flow_sigma`, in voxels, smooths the update.
+    start to 3.35 mm, the package's default to 3.6 mm. A Gaussian of `flow_variance`, in squared
+    voxels of a level, smooths each update, one of `total_variance` the whole; antspyx calls them
+    sigmas, ANTs takes them as variances.
     """
 
     rigid: AntsRigid | None = None
     iterations: tuple[int, ...] = (100, 70, 50)
     gradient_step: float = 0.2
-    flow_sigma: float = 4.0
-    total_sigma: float = 0.0
+    flow_variance: float = 16.0
+    total_variance: float = 0.0
     metric: str = "mattes"
     sampling: int = 32
     """Histogram bins of `mattes`, or the radius in voxels of `CC`."""
@@ -119,8 +121,8 @@ class AntsSyn:
                 syn_sampling=self.sampling,
                 reg_iterations=self.iterations,
                 grad_step=self.gradient_step,
-                flow_sigma=self.flow_sigma,
-                total_sigma=self.total_sigma,
+                flow_sigma=self.flow_variance,
+                total_sigma=self.total_variance,
             )
             return Outcome(read_displacement(found["fwdtransforms"], moving, grid))
 
