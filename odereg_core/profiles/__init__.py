@@ -171,8 +171,8 @@ class BaselineSection(_Section):
     """A learned baseline of Table 1 and its training; see `odereg_core.train.baselines`.
 
     `translated`: it sees moving images as the encoder translates them, of `translated` training
-    subjects; 0 for the images themselves. `start`: the baseline whose weights it starts from; what
-    that one saw counts among its samples.
+    subjects; 0 for the images themselves. `start`: the baseline whose weights it starts from, an
+    RCN's cascades from a VoxelMorph's; what that one saw counts among its samples.
     """
 
     network: Literal["voxelmorph", "rcn"]
@@ -233,7 +233,7 @@ class Profile(_Section):
     def _known_starts(cls, baselines: dict[str, BaselineSection]) -> dict[str, BaselineSection]:
         for name, baseline in baselines.items():
             start = baselines.get(baseline.start or name)
-            if start is None or start.network != baseline.network:
+            if start is None or start.network not in (baseline.network, "voxelmorph"):
                 raise ValueError(f"'{name}' cannot start from '{baseline.start}'")
         return baselines
 

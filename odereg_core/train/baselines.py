@@ -35,7 +35,7 @@ from odereg_core.train.loop import (
 )
 from odereg_core.transforms import BSpline, Rigid
 from odereg_core.warp import warp
-from odereg_core.weights import load_model, save_model
+from odereg_core.weights import load_model, model_format, save_model
 
 SCALES = 3
 """Stages name scales as MS-ODENet's do: at 3 a network sees the working grid, at 2 half its
@@ -106,7 +106,7 @@ class BaselineTrainer:
         network = VoxelMorph if section.network == "voxelmorph" else Rcn
         self.model = network().to(self.device)
         if self.init:
-            start_from(self.model, self.init)
+            begin(self.model, self.init)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=section.stages[0].lr)
         self.couples = Couples(cohort, self.device, self.translator, section.translated)
         self.coarse: dict[int, Couples] = {}
@@ -181,6 +181,13 @@ class BaselineTrainer:
             errors.append(float(rmse_phi(u, pair.displacement, pair.brain)))
         error = torch.tensor(errors)
         return {"rmse_phi_mm": float(error.mean()), "median_mm": float(error.median())}
+
+
+def begin(model: VoxelMorph | Rcn, init: Path) -> None:
+    """Give a baseline the weights of one like it or, to each cascade of an RCN, a VoxelMorph's."""
+    alone = isinstance(model, Rcn) and model_format(init) == VoxelMorph.FORMAT
+    for network in model.dense if alone else [model]:
+        start_from(network, init)
 
 
 def pooled(image: Tensor, grid: Grid) -> Tensor:

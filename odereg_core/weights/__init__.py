@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from odereg_core.errors import InputError
-from odereg_core.files import load_tensors, save_tensors
+from odereg_core.files import load_metadata, load_tensors, save_tensors
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
@@ -29,6 +29,15 @@ def save_model(path: Path, model: Model, metadata: Mapping[str, str] | None = No
     """Write the model, weights in float16 (they lose nothing that a registration would show)."""
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     save_tensors(path, tensors, {"model": json.dumps(describe(model)), **(metadata or {})})
+
+
+def model_format(path: Path) -> str | None:
+    """The format of a weights file, None where it is none of ours. Raises InputError where it is
+    missing or damaged."""
+    try:
+        return json.loads(load_metadata(path)["model"])["format"]
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def load_model(

@@ -161,10 +161,24 @@ def test_what_a_baseline_starts_from_is_its_beginning_and_counts(tiny_cohort, tm
     assert again["samples"] == 2 * read_json(first.with_suffix(".json"))["samples"]
 
 
+def test_the_cascades_of_an_rcn_may_start_from_a_voxelmorph(tiny_cohort, tmp_path):
+    given = VoxelMorph()
+    torch.nn.init.normal_(
+        [m for m in given.unet.modules() if isinstance(m, torch.nn.Conv3d)][-1].weight
+    )
+    save_model(tmp_path / "vm.safetensors", given)
+    section = load_profile("smoke").baselines["rcn"]
+    model = BaselineTrainer(section, tiny_cohort, "cpu", init=tmp_path / "vm.safetensors").model
+    wanted = load_model(tmp_path / "vm.safetensors", kind=VoxelMorph).state_dict()
+    for network in model.dense:
+        assert all(torch.equal(v, wanted[k]) for k, v in network.state_dict().items())
+    assert float(model.affine.linear.weight.abs().max()) == 0
+
+
 def test_a_start_is_a_baseline_of_the_same_network(tiny_cohort, tmp_path):
     chosen = tmp_path / "profile.yaml"
-    chosen.write_text("extends: smoke\nbaselines: {rcn: {start: vm}}\n")
-    with pytest.raises(InputError, match="'rcn' cannot start from 'vm'"):
+    chosen.write_text("extends: smoke\nbaselines: {vm: {start: rcn}}\n")
+    with pytest.raises(InputError, match="'vm' cannot start from 'rcn'"):
         load_profile(chosen)
     with pytest.raises(InputError, match="there is no such file"):
         train("vm", load_profile("smoke"), tiny_cohort, tmp_path, "cpu", init=tmp_path / "x")
