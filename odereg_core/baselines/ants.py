@@ -99,7 +99,7 @@ class AntsSyn:
     rigid: AntsRigid | None = None
     iterations: tuple[int, ...] = (100, 70, 50)
     gradient_step: float = 0.2
-    flow_variance: float = 16.0
+    flow_variance: float = 30.0
     total_variance: float = 0.0
     metric: str = "mattes"
     sampling: int = 32

@@ -18,7 +18,7 @@ from odereg_core.experiments.evaluate import measured
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.pairs import pair_keys
 
-RIGID, SYN = AntsRigid(bins=32), AntsSyn(flow_sigma=3.0)
+RIGID, SYN = AntsRigid(bins=32), AntsSyn(flow_variance=3.0)
 """Where the search began; where it ended are the defaults."""
 
 CANDIDATES: Mapping[tuple[str, str], Mapping[str, Register]] = {
@@ -34,11 +34,11 @@ CANDIDATES: Mapping[tuple[str, str], Mapping[str, Register]] = {
         "200-150-100": replace(SYN, iterations=(200, 150, 100)),
         "steps of 0.1": replace(SYN, gradient_step=0.1),
         "steps of 0.4": replace(SYN, gradient_step=0.4),
-        "flow smoothed by 2 voxels": replace(SYN, flow_sigma=2.0),
-        "flow smoothed by 4 voxels": replace(SYN, flow_sigma=4.0),
-        "flow smoothed by 5 voxels": replace(SYN, flow_sigma=5.0),
-        "flow smoothed by 6 voxels": replace(SYN, flow_sigma=6.0),
-        "by 4 voxels, steps of 0.1": replace(SYN, flow_sigma=4.0, gradient_step=0.1),
+        **{
+            f"flow variance of {v:g}": replace(SYN, flow_variance=v)
+            for v in (2.0, 4.0, 5.0, 6.0, 9.0, 16.0, 30.0, 60.0)
+        },
+        "flow variance of 16, total of 1": replace(SYN, flow_variance=16.0, total_variance=1.0),
     },
     ("ANTs+I2I", "rigid"): {
         "correlation": replace(RIGID, metric="GC"),
@@ -47,7 +47,7 @@ CANDIDATES: Mapping[tuple[str, str], Mapping[str, Register]] = {
     },
     ("ANTs+I2I", "deformable"): {
         "mutual information": SYN,
-        "mutual information, flow smoothed by 4 voxels": replace(SYN, flow_sigma=4.0),
+        "mutual information, flow variance of 30": replace(SYN, flow_variance=30.0),
         "correlation": replace(SYN, metric="GC"),
         "mean squares": replace(SYN, metric="meansquares"),
         "local correlation, radius 2, 40-20-0": replace(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from odereg_core.descriptor import mind
+from odereg_core.descriptor import mind, newton_step
 from odereg_core.grid import Grid
 from odereg_core.transforms import BSpline
 
@@ -113,24 +113,30 @@ class RigidDynamics(nn.Module):
 
 
 class Comparison(nn.Module):
-    """What both images look like, and which of a point's neighbours in one is like it in the other.
+    """What both images look like, which of a point's neighbours in one is like it in the other, and
+    how far off that is.
 
     One small network looks at both images, and at their MIND [13]: which neighbours of a point are
     like it is what all contrasts share, and learning to see it would take hours. Where the warped
     image's features, one voxel on in each of the 27 directions (and none), equal the fixed image's
     is then put in as it is: a product that plain convolutions are slow to find, and without which a
-    deformation of half a voxel teaches them nothing (as in optical flow, Sun et al. 2018).
-    (B, 27 + 2 width + 1, ...), every `stride` voxels.
+    deformation of half a voxel teaches them nothing (as in optical flow, Sun et al. 2018). So is
+    the Gauss-Newton step between the images' MIND, in voxels: f learns how far to trust what an
+    optimiser would do. (B, 27 + 3 + 2 width + 1, ...), every `stride` voxels.
     """
 
     def __init__(self, width: int, stride: int):
         super().__init__()
         self.features = nn.Sequential(ConvBlock(7, width, stride), ConvBlock(width, width))
-        self.channels = 27 + 2 * width + 1
+        self.channels, self.stride = 27 + 3 + 2 * width + 1, stride
 
     def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b c x y z"]:
         both = torch.cat([warped, fixed])
-        both = torch.cat([both, mind(both.float()) * (both > 0)], dim=1)
+        inside = both > 0
+        look = mind(both.float()) * inside
+        common = torch.logical_and(*inside.chunk(2)).to(look.dtype)
+        ahead = newton_step(*look.chunk(2), common, self.stride)
+        both = torch.cat([both, look], dim=1)
         features = self.features(both.contiguous(memory_format=torch.channels_last_3d))
         centred = features - features.mean((2, 3, 4), keepdim=True)
         normal = centred / (centred.square().sum(1, keepdim=True) + 1e-4).sqrt()
@@ -144,7 +150,7 @@ class Comparison(nn.Module):
             for k in range(3)
         ]
         clock = t.to(features.dtype).expand(len(one), 1, x, y, z)
-        joined = torch.cat([*alike, *features.chunk(2), clock], dim=1)
+        joined = torch.cat([*alike, ahead.to(one.dtype), *features.chunk(2), clock], dim=1)
         return joined.contiguous(memory_format=torch.channels_last_3d)
 
 

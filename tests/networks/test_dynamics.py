@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from odereg_core.descriptor import mind, newton_step
 from odereg_core.grid import Grid
 from odereg_core.networks import DYNAMICS
 from odereg_core.networks.dynamics import BSplineDynamics, Comparison, _interpolation
@@ -118,3 +119,10 @@ def test_the_comparison_finds_the_voxel_that_is_alike():
     alike = compare(image.roll(1, 3), image, torch.tensor(0.0))[:, :27, 3:-3, 3:-3, 3:-3]
     best = alike.mean((0, 2, 3, 4)).argmax()
     assert int(best) == (1 * 3 + 2) * 3 + 1  # warped(p + s) is fixed(p) for s = (0, 1, 0)
+
+
+def test_the_comparison_holds_the_newton_step():
+    images = [torch.rand(1, 1, 12, 14, 10) for _ in range(2)]
+    found = Comparison(8, 2)(*images, torch.tensor(0.0))[:, 27:30]
+    one, two = (mind(image) for image in images)
+    torch.testing.assert_close(found, newton_step(one, two, torch.ones_like(images[0]), 2))
