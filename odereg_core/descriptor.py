@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from odereg_core.grid import Grid
+
 
 def neighbours(x: Float[Tensor, "b c x y z"], axis: int) -> Float[Tensor, "b c x y z"]:
     """The sum of both neighbours along an axis; beyond the edge lies zero."""
@@ -38,19 +40,14 @@ def mind(image: Float[Tensor, "b 1 x y z"]) -> Float[Tensor, "b 6 x y z"]:
     return torch.exp(-d / d.mean(1, keepdim=True).clamp_min(1e-5))
 
 
-def newton_step(
+def normal_equations(
     warped: Float[Tensor, "b c x y z"],
     fixed: Float[Tensor, "b c x y z"],
     inside: Float[Tensor, "b 1 x y z"],
     stride: int = 1,
-    boxes: int = 5,
-) -> Float[Tensor, "b 3 _x _y _z"]:
-    """Where the warped image's descriptor about each place would be like the fixed one's, to first
-    order: the Gauss-Newton step of their squared difference (Lucas & Kanade 1981), in voxels.
-
-    Read off every `stride` voxels, and of as many as `boxes` means over 3^3 of them reach; only
-    what lies `inside` counts. At most three voxels along an axis.
-    """
+) -> tuple[Float[Tensor, "b 3 _x _y _z"], Float[Tensor, "b 3 3 _x _y _z"]]:
+    """g and N at every `stride`-th voxel: what a displacement v in voxels does there to the squared
+    difference of two descriptors is v N v - 2 g v, to first order. None outside of `inside`."""
 
     def every(x: Tensor, *axes: int) -> Tensor:
         for axis in axes:
@@ -64,12 +61,59 @@ def newton_step(
         slope = (padded.narrow(axis, 2, n) - padded.narrow(axis, 0, n)) / 2
         slopes.append(every(slope, axis) * counts)
     ahead = every(fixed - warped, 2, 3, 4)
-    sums = [(slope * ahead).sum(1) for slope in slopes]
-    sums += [(slopes[i] * slopes[j]).sum(1) for i in range(3) for j in range(3)]
-    about = torch.stack(sums, 1)
+    down = torch.stack([(slope * ahead).sum(1) for slope in slopes], 1)
+    products = [(slopes[i] * slopes[j]).sum(1) for i in range(3) for j in range(3)]
+    return down, torch.stack(products, 1).unflatten(1, (3, 3))
+
+
+def newton_step(
+    warped: Float[Tensor, "b c x y z"],
+    fixed: Float[Tensor, "b c x y z"],
+    inside: Float[Tensor, "b 1 x y z"],
+    stride: int = 1,
+    boxes: int = 5,
+) -> Float[Tensor, "b 3 _x _y _z"]:
+    """Where the warped image's descriptor about each place would be like the fixed one's, to first
+    order: the Gauss-Newton step of their squared difference (Lucas & Kanade 1981), in voxels.
+
+    Read off every `stride` voxels, and of as many as `boxes` means over 3^3 of them reach; only
+    what lies `inside` counts. At most three voxels along an axis.
+    """
+    down, normal = normal_equations(warped, fixed, inside, stride)
+    about = torch.cat([down, normal.flatten(1, 2)], 1)
     for _ in range(boxes):
         about = box(about)
     about = about.movedim(1, -1)
     normal = about[..., 3:].unflatten(-1, (3, 3)) + 1e-3 * torch.eye(3, device=about.device)
     step = torch.linalg.solve(normal, about[..., :3])
     return step.movedim(-1, 1).clamp(-3, 3)
+
+
+def newton_twist(
+    warped: Float[Tensor, "b c x y z"],
+    fixed: Float[Tensor, "b c x y z"],
+    inside: Float[Tensor, "b 1 x y z"],
+    grid: Grid,
+    stride: int = 1,
+) -> Float[Tensor, "b 6"]:
+    """The same step of a rigid motion: omega in rad and v in mm of `Rigid.rate`, in the warped
+    image's frame."""
+    down, normal = normal_equations(warped, fixed, inside, stride)
+    per_mm = 1 / torch.tensor(grid.spacing, device=down.device)
+    down = down * per_mm[:, None, None, None]
+    normal = normal * (per_mm[:, None] * per_mm)[..., None, None, None]
+    every = (..., *(slice(None, None, stride),) * 3)
+    x, y, z = grid.points(down.device, down.dtype)[0][every]
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    rows = (
+        (zero, z, -y, one, zero, zero),
+        (-z, zero, x, zero, one, zero),
+        (y, -x, zero, zero, zero, one),
+    )
+    moves = torch.stack([torch.stack(row) for row in rows]).flatten(2)  # of a point, by a twist
+    down, normal = down.flatten(2), normal.flatten(3)
+    gradient = torch.einsum("bin,ijn->bj", down, moves)
+    half = torch.einsum("bikn,kln->biln", normal, moves)
+    hessian = torch.einsum("ijn,biln->bjl", moves, half)
+    scale = hessian.diagonal(dim1=1, dim2=2).clamp_min(1e-3)
+    return torch.linalg.solve(hessian + 1e-4 * torch.diag_embed(scale), gradient)

@@ -6,7 +6,10 @@ import torch
 from scipy.ndimage import gaussian_filter, shift
 from scipy.optimize import least_squares
 
-from odereg_core.descriptor import mind, newton_step
+from odereg_core.descriptor import mind, newton_step, newton_twist, normal_equations
+from odereg_core.grid import Grid
+from odereg_core.transforms import Rigid
+from odereg_core.warp import warp
 
 
 def smooth_image(seed: int = 0, shape: tuple[int, ...] = (28, 26, 24)) -> np.ndarray:
@@ -53,3 +56,35 @@ def test_swapped_images_turn_it_round_and_nothing_inside_leaves_it_at_zero():
     there, back = newton_step(one, two, everywhere), newton_step(two, one, everywhere)
     torch.testing.assert_close(there, -back, atol=1e-4, rtol=1e-3)
     assert not newton_step(one, two, 0 * everywhere).any()
+
+
+def test_the_twist_is_that_between_two_images_in_the_warped_ones_frame():
+    """A smooth image and itself moved by a small rigid motion, of another contrast."""
+    grid = Grid((28, 26, 24), (2.0, 2.5, 3.0))
+    image, motion = tensor(smooth_image()), torch.tensor([[0.02, -0.015, 0.03, 0.5, -0.4, 0.6]])
+    fixed = warp(1 - image, Rigid().displacement(motion, grid), grid)
+    inside = torch.zeros_like(image)
+    inside[..., 3:-3, 3:-3, 3:-3] = 1
+    found = newton_twist(mind(image), mind(fixed), inside, grid)
+    wanted = Rigid().towards(torch.zeros(1, 6), motion)
+    torch.testing.assert_close(found[:, :3], wanted[:, :3], atol=0.007, rtol=0)
+    torch.testing.assert_close(found[:, 3:], wanted[:, 3:], atol=0.15, rtol=0)
+
+
+def test_the_twist_of_every_voxel_by_itself_is_that_of_all():
+    """The normal equations add up: autograd's Gauss-Newton step of the same linear model."""
+    grid = Grid((6, 5, 4), (2.0, 3.0, 4.0))
+    one, two = (torch.rand(1, 4, *grid.shape) for _ in range(2))
+    everywhere = torch.ones(1, 1, *grid.shape)
+    down, normal = normal_equations(one, two, everywhere)
+
+    def change(twist):
+        v = Rigid().field(twist[None], grid) / torch.tensor(grid.spacing).reshape(3, 1, 1, 1)
+        return torch.einsum("bixyz,bijxyz,bjxyz->", v, normal, v) - 2 * (down * v).sum()
+
+    zero = torch.zeros(6)
+    gradient = torch.autograd.functional.jacobian(change, zero)
+    hessian = torch.autograd.functional.hessian(change, zero)
+    wanted = -torch.linalg.solve(hessian + 1e-4 * torch.diag(hessian.diagonal()), gradient)
+    found = newton_twist(one, two, everywhere, grid)[0]
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-3)

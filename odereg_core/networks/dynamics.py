@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from odereg_core.descriptor import mind, newton_step
+from odereg_core.descriptor import mind, newton_step, newton_twist
 from odereg_core.grid import Grid
-from odereg_core.transforms import BSpline
+from odereg_core.transforms import BSpline, Rigid
 
 Image = Float[Tensor, "b 1 x y z"]
 
@@ -57,10 +57,18 @@ class RigidDynamics(nn.Module):
     Three convolutions bring the grid to `smallest` voxels or less along its longest axis, after a
     strided stem where it is larger still. What is left is flattened, not averaged, for where a
     structure lies is what a rigid motion changes.
+
+    Near the end a voxel moves by less than convolutions tell. With `seen`, f is also told the
+    Gauss-Newton step between both images' MIND [13], of images averaged to at most so many voxels
+    along an axis, and says, besides a twist of its own, how much of each of its numbers to take.
     """
 
-    def __init__(self, grid: Grid, width: int = 16, hidden: int = 128, smallest: int = 5):
+    def __init__(
+        self, grid: Grid, width: int = 16, hidden: int = 128, smallest: int = 5, seen: int = 0
+    ):
         super().__init__()
+        self.factor = 2 ** max(0, math.ceil(math.log2(max(grid.shape) / seen))) if seen else 0
+        self.look = grid.coarsened(self.factor) if seen else grid
         halvings = max(0, math.ceil(math.log2(max(grid.shape) / smallest)))
         stems = max(0, halvings - 3)
         inputs = width if stems else 3
@@ -77,11 +85,11 @@ class RigidDynamics(nn.Module):
         with torch.no_grad():
             count = self.features(self.stem(torch.zeros(1, 3, *grid.shape))).numel()
         self.head = nn.Sequential(
-            nn.Linear(count + 1, hidden),
+            nn.Linear(count + (7 if seen else 1), hidden),
             nn.LeakyReLU(0.1),
             nn.Linear(hidden, hidden),
             nn.LeakyReLU(0.1),
-            silent(nn.Linear(hidden, 6)),
+            silent(nn.Linear(hidden, 12 if seen else 6)),
         )
 
     def inherit(self, coarser: RigidDynamics) -> None:
@@ -109,7 +117,21 @@ class RigidDynamics(nn.Module):
 
     def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b 6"]:
         x = self.features(self.stem(with_time(warped, fixed, t))).flatten(1)
-        return self.head(torch.cat([x, t.to(x.dtype).expand(len(x), 1)], dim=1))
+        x = torch.cat([x, t.to(x.dtype).expand(len(x), 1)], dim=1)
+        if not self.factor:
+            return self.head(x)
+        step = self.newton(warped.float(), fixed.float())
+        own, share = self.head(torch.cat([x, step.to(x.dtype)], dim=1)).chunk(2, dim=1)
+        return own + share * step
+
+    def newton(self, warped: Image, fixed: Image) -> Float[Tensor, "b 6"]:
+        """The Gauss-Newton step in units of the range, none beyond it."""
+        if self.factor > 1:
+            warped, fixed = (F.avg_pool3d(x, self.factor) for x in (warped, fixed))
+        inside = torch.logical_and(warped > 0, fixed > 0).to(warped.dtype)
+        one, two = (mind(x) * (x > 0) for x in (warped, fixed))
+        twist = newton_twist(one, two, inside, self.look)
+        return (twist / Rigid().unit(twist)).clamp(-1, 1)
 
 
 class Comparison(nn.Module):
@@ -134,8 +156,8 @@ class Comparison(nn.Module):
         both = torch.cat([warped, fixed])
         inside = both > 0
         look = mind(both.float()) * inside
-        common = torch.logical_and(*inside.chunk(2)).to(look.dtype)
-        ahead = newton_step(*look.chunk(2), common, self.stride)
+        (a, b), (in_a, in_b) = look.chunk(2), inside.chunk(2)
+        ahead = newton_step(a, b, torch.logical_and(in_a, in_b).to(look.dtype), self.stride)
         both = torch.cat([both, look], dim=1)
         features = self.features(both.contiguous(memory_format=torch.channels_last_3d))
         centred = features - features.mean((2, 3, 4), keepdim=True)

@@ -4,11 +4,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from odereg_core.descriptor import mind, newton_step
+from odereg_core.descriptor import mind, newton_step, newton_twist
 from odereg_core.grid import Grid
 from odereg_core.networks import DYNAMICS
-from odereg_core.networks.dynamics import BSplineDynamics, Comparison, _interpolation
-from odereg_core.transforms import TRANSFORMS, BSpline
+from odereg_core.networks.dynamics import (
+    BSplineDynamics,
+    Comparison,
+    RigidDynamics,
+    _interpolation,
+)
+from odereg_core.transforms import TRANSFORMS, BSpline, Rigid
 
 GRID = Grid((40, 40, 28), (6.0, 6.0, 6.0))
 
@@ -126,3 +131,18 @@ def test_the_comparison_holds_the_newton_step():
     found = Comparison(8, 2)(*images, torch.tensor(0.0))[:, 27:30]
     one, two = (mind(image) for image in images)
     torch.testing.assert_close(found, newton_step(one, two, torch.ones_like(images[0]), 2))
+
+
+def test_the_rigid_network_takes_its_share_of_the_newton_step():
+    """Of images averaged to no more voxels than it says; nothing of it where it is not told."""
+    grid = Grid((24, 20, 16), (6.0,) * 3)
+    network = RigidDynamics(grid, seen=12)
+    last = network.head[-1]
+    torch.nn.init.zeros_(last.weight)
+    last.bias.data = torch.cat([torch.zeros(6), torch.tensor([1.0, 1.0, 1.0, 0.5, 0.5, 0.0])])
+    images = [torch.rand(1, 1, *grid.shape) for _ in range(2)]
+    one, two = (F.avg_pool3d(image, 2) for image in images)
+    step = newton_twist(mind(one), mind(two), torch.ones_like(one), grid.coarsened(2))
+    wanted = (step / Rigid().unit(step)).clamp(-1, 1) * last.bias[6:]
+    torch.testing.assert_close(network(*images, torch.tensor(0.0)), wanted)
+    assert RigidDynamics(grid).head[-1].out_features == 6
