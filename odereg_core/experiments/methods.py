@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from odereg_core.baselines.base import Outcome, Register
+from odereg_core.baselines.newton import Newton
 from odereg_core.baselines.optimiser import Optimiser
 from odereg_core.baselines.regression import AfterRigid, Regression
 from odereg_core.baselines.translate import Translated
@@ -98,6 +99,13 @@ def _optimiser(*transforms: str) -> Load:
     return load
 
 
+def _newton(letters: str, task: str, *transforms: str) -> Method:
+    def load(models: Path, device: str) -> Register:
+        return Newton(transforms)
+
+    return Method(f"Gauss-Newton on MIND ({letters})", (task,), load, in_paper=False)
+
+
 REFINING = 15
 """Steps of Adam in the rows that refine ours."""
 
@@ -149,6 +157,7 @@ METHODS: dict[str, Method] = {
     "ants_rigid": Method("ANTs", ("rigid",), _ants("rigid")),
     "ants_i2i_rigid": _ants_i2i("rigid", "rigid"),
     "adam_r": _adam("R", "rigid", "rigid"),
+    "newton_r": _newton("R", "rigid", "rigid"),
     "msodenet_r": _ours("R", "rigid", "rigid"),
     "refined_r": _refined("R", "rigid", "rigid"),
     "ants_syn": Method("ANTs", ("deformable",), _ants("syn")),
@@ -156,6 +165,7 @@ METHODS: dict[str, Method] = {
     "vm": Method("VM", ("deformable",), _VM, ("vm",)),
     "vm_i2i": Method("VM+I2I", ("deformable",), _VM_I2I, ("vm_i2i", "encoder")),
     "adam_b": _adam("B", "deformable", "bspline"),
+    "newton_d": _newton("D", "deformable", "dense"),
     "msodenet_d": _ours("D", "deformable", "dense"),
     "msodenet_b": _ours("B", "deformable", "bspline"),
     "refined_b": _refined("B", "deformable", "bspline"),
@@ -167,6 +177,7 @@ METHODS: dict[str, Method] = {
         "VM*+I2I", ("hybrid",), _after_rigid(_VM_I2I), ("rigid", "vm_i2i", "encoder")
     ),
     "adam_rb": _adam("R+B", "hybrid", "rigid", "bspline"),
+    "newton_rd": _newton("R+D", "hybrid", "rigid", "dense"),
     "msodenet_rd": _ours("R+D", "hybrid", "rigid", "dense"),
     "msodenet_rb": _ours("R+B", "hybrid", "rigid", "bspline"),
     "refined_rb": _refined("R+B", "hybrid", "rigid", "bspline"),

@@ -1,0 +1,66 @@
+"""Gauss-Newton on MIND [13]: the step that f is told, taken as it is, with nothing learned.
+
+Not a row of the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from odereg_core.baselines.base import Outcome
+from odereg_core.descriptor import mind, newton_step, newton_twist
+from odereg_core.grid import Grid
+from odereg_core.msodenet import pyramid
+from odereg_core.transforms import Dense, Rigid, compose
+from odereg_core.warp import warp
+
+
+@dataclass(frozen=True)
+class Newton:
+    """A rigid motion, a dense deformation, or the one and then the other, each from the identity.
+
+    `rigid_steps` at each of `scales`, coarse to fine. `dense_steps` at the finest alone, each the
+    step of a neighbourhood of `boxes` means over 3^3 of every second voxel: on coarser grids MIND
+    tells less than a deformation moves.
+    """
+
+    transforms: tuple[str, ...]
+    rigid_steps: int = 10
+    dense_steps: int = 8
+    scales: int = 3
+    boxes: int = 12
+
+    def __call__(
+        self, moving: Tensor, fixed: Tensor, grid: Grid, contrasts: tuple[str, str]
+    ) -> Outcome:
+        theta, nfe = Rigid().identity(len(moving), grid, moving.device), 0
+        if "rigid" in self.transforms:
+            images = (pyramid(image, self.scales) for image in (moving, fixed))
+            for level, one, two in zip(grid.pyramid(self.scales), *images, strict=True):
+                for _ in range(self.rigid_steps):
+                    warped = warp(one, Rigid().displacement(theta, level), level)
+                    twist = newton_twist(*_looks(warped, two), level)
+                    theta = theta + Rigid().rate(theta, twist)
+            nfe += self.rigid_steps * self.scales
+        u = Dense().identity(len(moving), grid, moving.device)
+        if "dense" in self.transforms:
+            voxel = u.new_tensor(grid.spacing)[:, None, None, None]
+            for _ in range(self.dense_steps):
+                warped = warp(moving, compose(Rigid(), theta, u, grid), grid)
+                step = newton_step(*_looks(warped, fixed), stride=2, boxes=self.boxes)
+                u = compose(Dense(), u, voxel * _resized(step, u), grid)
+            nfe += self.dense_steps
+        return Outcome(compose(Rigid(), theta, u, grid), nfe=nfe)
+
+
+def _resized(step: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(step, size=like.shape[2:], mode="trilinear", align_corners=False)
+
+
+def _looks(warped: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Both images' MIND, none in the background, and where both have a foreground."""
+    inside = ((warped > 0) & (fixed > 0)).to(warped.dtype)
+    return mind(warped) * (warped > 0), mind(fixed) * (fixed > 0), inside
