@@ -13,7 +13,8 @@ from odereg_core.profiles import Augmentation, load_profile
 from odereg_core.seen import load_seen
 from odereg_core.similarity import MutualInformation
 from odereg_core.train.augment import augment, random_contrast
-from odereg_core.train.registration import Trainer, Volumes, train
+from odereg_core.train.loop import start_from
+from odereg_core.train.registration import Trainer, Volumes, build, train
 from odereg_core.weights import shipped
 
 TRANSFORMS = ("rigid", "bspline", "dense")
@@ -165,6 +166,12 @@ def test_fine_tuning_starts_from_the_weights_given(tmp_path, profile, tiny_cohor
     tuned = train("bspline", profile, tiny_cohort, tmp_path / "tuned", "cpu", init=init)
     assert read_json(tuned.with_suffix(".json"))["init"] == sha256(init)
     assert load_seen(tuned).facts["registrations"] == 4
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_what_demo_ships_it_can_tune(name):
+    demo = load_profile("demo")
+    start_from(build(name, demo, demo.models[name]), shipped(name))
 
 
 def test_fine_tuning_refuses_another_kind_grid_or_network(
