@@ -10,6 +10,9 @@ from torch import Tensor
 
 from odereg_core.grid import Grid
 
+Image = Float[Tensor, "b 1 x y z"]
+Look = Float[Tensor, "b 6 x y z"]
+
 
 def neighbours(x: Float[Tensor, "b c x y z"], axis: int) -> Float[Tensor, "b c x y z"]:
     """The sum of both neighbours along an axis; beyond the edge lies zero."""
@@ -24,7 +27,7 @@ def box(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
     return x
 
 
-def mind(image: Float[Tensor, "b 1 x y z"]) -> Float[Tensor, "b 6 x y z"]:
+def mind(image: Image) -> Look:
     """MIND [13]: exp(-distance / variance) to the six neighbours one voxel away.
 
     A distance is the mean square over patches of 3^3 voxels; the variance is the mean of a place's
@@ -38,6 +41,12 @@ def mind(image: Float[Tensor, "b 1 x y z"]) -> Float[Tensor, "b 6 x y z"]:
         distances += [patch.narrow(axis, 0, n), patch.narrow(axis, 1, n)]
     d = torch.cat(distances, 1)
     return torch.exp(-d / d.mean(1, keepdim=True).clamp_min(1e-5))
+
+
+def looks(warped: Image, fixed: Image) -> tuple[Look, Look, Image]:
+    """Both images' MIND, none in the background, and where both have a foreground."""
+    inside = ((warped > 0) & (fixed > 0)).to(warped.dtype)
+    return mind(warped) * (warped > 0), mind(fixed) * (fixed > 0), inside
 
 
 def normal_equations(
@@ -94,16 +103,14 @@ def newton_twist(
     fixed: Float[Tensor, "b c x y z"],
     inside: Float[Tensor, "b 1 x y z"],
     grid: Grid,
-    stride: int = 1,
 ) -> Float[Tensor, "b 6"]:
-    """The same step of a rigid motion: omega in rad and v in mm of `Rigid.rate`, in the warped
-    image's frame."""
-    down, normal = normal_equations(warped, fixed, inside, stride)
+    """The same step of a rigid motion, by all of `grid`'s voxels: omega in rad and v in mm of
+    `Rigid.rate`, in the warped image's frame."""
+    down, normal = normal_equations(warped, fixed, inside)
     per_mm = 1 / torch.tensor(grid.spacing, device=down.device)
     down = down * per_mm[:, None, None, None]
     normal = normal * (per_mm[:, None] * per_mm)[..., None, None, None]
-    every = (..., *(slice(None, None, stride),) * 3)
-    x, y, z = grid.points(down.device, down.dtype)[0][every]
+    x, y, z = grid.points(down.device, down.dtype)[0]
     zero, one = torch.zeros_like(x), torch.ones_like(x)
     rows = (
         (zero, z, -y, one, zero, zero),

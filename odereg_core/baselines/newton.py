@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from odereg_core.baselines.base import Outcome
-from odereg_core.descriptor import mind, newton_step, newton_twist
+from odereg_core.descriptor import looks, newton_step, newton_twist
 from odereg_core.grid import Grid
 from odereg_core.msodenet import pyramid
 from odereg_core.transforms import Dense, Rigid, compose
@@ -42,7 +41,7 @@ class Newton:
             for level, one, two in zip(grid.pyramid(self.scales), *images, strict=True):
                 for _ in range(self.rigid_steps):
                     warped = warp(one, Rigid().displacement(theta, level), level)
-                    twist = newton_twist(*_looks(warped, two), level)
+                    twist = newton_twist(*looks(warped, two), level)
                     theta = theta + Rigid().rate(theta, twist)
             nfe += self.rigid_steps * self.scales
         u = Dense().identity(len(moving), grid, moving.device)
@@ -50,17 +49,8 @@ class Newton:
             voxel = u.new_tensor(grid.spacing)[:, None, None, None]
             for _ in range(self.dense_steps):
                 warped = warp(moving, compose(Rigid(), theta, u, grid), grid)
-                step = newton_step(*_looks(warped, fixed), stride=2, boxes=self.boxes)
-                u = compose(Dense(), u, voxel * _resized(step, u), grid)
+                step = newton_step(*looks(warped, fixed), stride=2, boxes=self.boxes)
+                step = Dense().resample(step, grid.coarsened(2), grid)
+                u = compose(Dense(), u, voxel * step, grid)
             nfe += self.dense_steps
         return Outcome(compose(Rigid(), theta, u, grid), nfe=nfe)
-
-
-def _resized(step: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(step, size=like.shape[2:], mode="trilinear", align_corners=False)
-
-
-def _looks(warped: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Both images' MIND, none in the background, and where both have a foreground."""
-    inside = ((warped > 0) & (fixed > 0)).to(warped.dtype)
-    return mind(warped) * (warped > 0), mind(fixed) * (fixed > 0), inside

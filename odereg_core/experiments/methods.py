@@ -100,10 +100,12 @@ def _optimiser(*transforms: str) -> Load:
 
 
 def _newton(letters: str, task: str, *transforms: str) -> Method:
-    def load(models: Path, device: str) -> Register:
-        return Newton(transforms)
-
-    return Method(f"Gauss-Newton on MIND ({letters})", (task,), load, in_paper=False)
+    return Method(
+        f"Gauss-Newton on MIND ({letters})",
+        (task,),
+        lambda models, device: Newton(transforms),
+        in_paper=False,
+    )
 
 
 REFINING = 15

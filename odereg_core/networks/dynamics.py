@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from odereg_core.descriptor import mind, newton_step, newton_twist
+from odereg_core.descriptor import looks, newton_step, newton_twist
 from odereg_core.grid import Grid
 from odereg_core.transforms import BSpline, Rigid
 
@@ -67,8 +67,9 @@ class RigidDynamics(nn.Module):
         self, grid: Grid, width: int = 16, hidden: int = 128, smallest: int = 5, seen: int = 0
     ):
         super().__init__()
-        self.factor = 2 ** max(0, math.ceil(math.log2(max(grid.shape) / seen))) if seen else 0
-        self.look = grid.coarsened(self.factor) if seen else grid
+        self.look = None
+        if seen:
+            self.look = grid.coarsened(2 ** max(0, math.ceil(math.log2(max(grid.shape) / seen))))
         halvings = max(0, math.ceil(math.log2(max(grid.shape) / smallest)))
         stems = max(0, halvings - 3)
         inputs = width if stems else 3
@@ -118,19 +119,19 @@ class RigidDynamics(nn.Module):
     def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b 6"]:
         x = self.features(self.stem(with_time(warped, fixed, t))).flatten(1)
         x = torch.cat([x, t.to(x.dtype).expand(len(x), 1)], dim=1)
-        if not self.factor:
+        if self.look is None:
             return self.head(x)
-        step = self.newton(warped.float(), fixed.float())
+        step = self.newton(warped.float(), fixed.float(), self.look)
         own, share = self.head(torch.cat([x, step.to(x.dtype)], dim=1)).chunk(2, dim=1)
         return own + share * step
 
-    def newton(self, warped: Image, fixed: Image) -> Float[Tensor, "b 6"]:
-        """The Gauss-Newton step in units of the range, none beyond it."""
-        if self.factor > 1:
-            warped, fixed = (F.avg_pool3d(x, self.factor) for x in (warped, fixed))
-        inside = torch.logical_and(warped > 0, fixed > 0).to(warped.dtype)
-        one, two = (mind(x) * (x > 0) for x in (warped, fixed))
-        twist = newton_twist(one, two, inside, self.look)
+    @staticmethod
+    def newton(warped: Image, fixed: Image, look: Grid) -> Float[Tensor, "b 6"]:
+        """The Gauss-Newton step of the images averaged to the grid `look`, in units of the range,
+        none beyond it."""
+        factor = warped.shape[2] // look.shape[0]
+        averaged = (F.avg_pool3d(x, factor) for x in (warped, fixed))
+        twist = newton_twist(*looks(*averaged), look)
         return (twist / Rigid().unit(twist)).clamp(-1, 1)
 
 
@@ -153,12 +154,9 @@ class Comparison(nn.Module):
         self.channels, self.stride = 27 + 3 + 2 * width + 1, stride
 
     def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b c x y z"]:
-        both = torch.cat([warped, fixed])
-        inside = both > 0
-        look = mind(both.float()) * inside
-        (a, b), (in_a, in_b) = look.chunk(2), inside.chunk(2)
-        ahead = newton_step(a, b, torch.logical_and(in_a, in_b).to(look.dtype), self.stride)
-        both = torch.cat([both, look], dim=1)
+        a, b, inside = looks(warped.float(), fixed.float())
+        ahead = newton_step(a, b, inside, self.stride)
+        both = torch.cat([torch.cat([warped, fixed]), torch.cat([a, b])], dim=1)
         features = self.features(both.contiguous(memory_format=torch.channels_last_3d))
         centred = features - features.mean((2, 3, 4), keepdim=True)
         normal = centred / (centred.square().sum(1, keepdim=True) + 1e-4).sqrt()

@@ -50,8 +50,7 @@ def load_model(
     tensors, metadata = load_tensors(path)
     try:
         spec = json.loads(metadata["model"])
-        if spec.pop("format") != kind.FORMAT:
-            found = json.loads(metadata["model"])["format"]
+        if (found := spec.pop("format")) != kind.FORMAT:
             raise InputError(
                 f"{path}: weights of format {found!r}, {kind.FORMAT!r} is what is needed here"
             )
