@@ -46,3 +46,12 @@ def test_no_number_is_kept_without_its_provenance(tmp_path):
     with pytest.raises(InputError, match=r"pairs\.json"):
         kept.keep(tmp_path, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("folder", sorted(p.name for p in kept.KEPT.iterdir()))
+def test_every_table_of_the_repository_reads(folder):
+    tables = {path.stem for path in (kept.KEPT / folder).glob("*.csv")}
+    assert tables <= set(kept.TABLES)
+    for name in tables:
+        found = kept.find_in(kept.KEPT / folder, name, "kept")
+        assert len(found.table) and found.voxel_mm
