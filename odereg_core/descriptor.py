@@ -80,7 +80,7 @@ def newton_step(
     fixed: Float[Tensor, "b c x y z"],
     inside: Float[Tensor, "b 1 x y z"],
     stride: int = 1,
-    boxes: int = 5,
+    boxes: int = 12,
 ) -> Float[Tensor, "b 3 _x _y _z"]:
     """Where the warped image's descriptor about each place would be like the fixed one's, to first
     order: the Gauss-Newton step of their squared difference (Lucas & Kanade 1981), in voxels.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from odereg_core.descriptor import looks, newton_step, newton_twist
 from odereg_core.grid import Grid
-from odereg_core.transforms import BSpline, Rigid
+from odereg_core.transforms import BSpline, Dense, Rigid
 
 Image = Float[Tensor, "b 1 x y z"]
 
@@ -144,8 +144,9 @@ class Comparison(nn.Module):
     image's features, one voxel on in each of the 27 directions (and none), equal the fixed image's
     is then put in as it is: a product that plain convolutions are slow to find, and without which a
     deformation of half a voxel teaches them nothing (as in optical flow, Sun et al. 2018). So is
-    the Gauss-Newton step between the images' MIND, in voxels: f learns how far to trust what an
-    optimiser would do. (B, 27 + 3 + 2 width + 1, ...), every `stride` voxels.
+    the Gauss-Newton step between the images' MIND, in voxels; it is returned alone as well, for f
+    says, besides a velocity of its own, how much of it to take. (B, 27 + 3 + 2 width + 1, ...) and
+    (B, 3, ...), every `stride` voxels.
     """
 
     def __init__(self, width: int, stride: int):
@@ -153,7 +154,9 @@ class Comparison(nn.Module):
         self.features = nn.Sequential(ConvBlock(7, width, stride), ConvBlock(width, width))
         self.channels, self.stride = 27 + 3 + 2 * width + 1, stride
 
-    def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b c x y z"]:
+    def forward(
+        self, warped: Image, fixed: Image, t: Tensor
+    ) -> tuple[Float[Tensor, "b c x y z"], Float[Tensor, "b 3 x y z"]]:
         a, b, inside = looks(warped.float(), fixed.float())
         ahead = newton_step(a, b, inside, self.stride)
         both = torch.cat([torch.cat([warped, fixed]), torch.cat([a, b])], dim=1)
@@ -170,8 +173,9 @@ class Comparison(nn.Module):
             for k in range(3)
         ]
         clock = t.to(features.dtype).expand(len(one), 1, x, y, z)
-        joined = torch.cat([*alike, ahead.to(one.dtype), *features.chunk(2), clock], dim=1)
-        return joined.contiguous(memory_format=torch.channels_last_3d)
+        ahead = ahead.to(one.dtype)
+        joined = torch.cat([*alike, ahead, *features.chunk(2), clock], dim=1)
+        return joined.contiguous(memory_format=torch.channels_last_3d), ahead
 
 
 class BSplineDynamics(nn.Module):
@@ -179,7 +183,7 @@ class BSplineDynamics(nn.Module):
 
     The images are compared, and brought to voxels of about half a control spacing; there the
     features are read off at the control points, and 1x1x1 convolutions make the velocity,
-    (B, 3, nx, ny, nz), of them.
+    (B, 3, nx, ny, nz), of them and of the Gauss-Newton step there.
     """
 
     def __init__(self, grid: Grid, width: int = 8, widest: int = 48, depth: int = 3):
@@ -192,8 +196,10 @@ class BSplineDynamics(nn.Module):
             *(ConvBlock(widest, widest) for _ in range(depth)),
         )
         self.head = nn.Sequential(
-            nn.Conv3d(widest, widest, 1), nn.LeakyReLU(0.1), silent(nn.Conv3d(widest, 3, 1))
+            nn.Conv3d(widest, widest, 1), nn.LeakyReLU(0.1), silent(nn.Conv3d(widest, 6, 1))
         )
+        self.pooled = 2 ** (halvings - first)
+        self.register_buffer("voxel", _voxel(grid, BSpline().range_mm), persistent=False)
         controls, coarse = BSpline().control_grid(grid), grid.coarsened(2**halvings)
         for name, points, voxels in zip("xyz", controls.axes(), coarse.axes(), strict=True):
             self.register_buffer(name, _interpolation(points, voxels), persistent=False)
@@ -203,10 +209,21 @@ class BSplineDynamics(nn.Module):
         self.load_state_dict(coarser.state_dict())
 
     def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b 3 nx ny nz"]:
-        x = self.features(self.compare(warped, fixed, t))
+        x, ahead = self.compare(warped, fixed, t)
+        own, share = self.head(self.at_controls(self.features(x))).chunk(2, dim=1)
+        step = self.at_controls(F.avg_pool3d(ahead, self.pooled))
+        return own + share * step * self.voxel
+
+    def at_controls(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c nx ny nz"]:
+        """What lies at the control points."""
         for weights in (self.x, self.y, self.z):
             x = torch.tensordot(x, weights.to(x.dtype), dims=([2], [1]))  # axis 2 goes to the end
-        return self.head(x)
+        return x
+
+
+def _voxel(grid: Grid, range_mm: float) -> Float[Tensor, "3 1 1 1"]:
+    """A grid's voxel in units of a transform's range."""
+    return torch.tensor(grid.spacing)[:, None, None, None] / range_mm
 
 
 def _interpolation(points: Float[Tensor, n], voxels: Float[Tensor, m]) -> Float[Tensor, "n m"]:
@@ -246,21 +263,23 @@ class DenseDynamics(nn.Module):
             ConvBlock(channels[i] + channels[i - 1], channels[i - 1])
             for i in reversed(range(1, levels))
         )
-        self.head = silent(nn.Conv3d(channels[0], 3, 3, padding=1))
+        self.head = silent(nn.Conv3d(channels[0], 6, 3, padding=1))
+        self.register_buffer("voxel", _voxel(grid, Dense().range_mm), persistent=False)
 
     def inherit(self, coarser: DenseDynamics) -> None:
         """Take over the weights of the next coarser scale's network, which is built alike."""
         self.load_state_dict(coarser.state_dict())
 
     def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b 3 x y z"]:
-        x = self.compare(warped, fixed, t)
+        x, ahead = self.compare(warped, fixed, t)
         skips = []
         for block in self.down:
             x = block(x)
             skips.append(x)
         for block, skip in zip(self.up, reversed(skips[:-1]), strict=True):
             x = block(torch.cat([_resized(x, skip), skip], dim=1))
-        return _resized(self.head(x), warped)
+        own, share = self.head(x).chunk(2, dim=1)
+        return _resized(own + share * ahead * self.voxel, warped)
 
 
 def _resized(x: Tensor, like: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """The dynamics networks: shapes at every scale, a silent start, and what they depend on."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.interpolate import RegularGridInterpolator
 from torch.nn import functional as F
 
 from odereg_core.descriptor import mind, newton_step, newton_twist
@@ -121,16 +123,43 @@ def test_the_comparison_finds_the_voxel_that_is_alike():
     torch.manual_seed(0)
     compare = Comparison(8, 1)
     image = torch.rand(1, 1, 12, 12, 12)
-    alike = compare(image.roll(1, 3), image, torch.tensor(0.0))[:, :27, 3:-3, 3:-3, 3:-3]
+    found, _ = compare(image.roll(1, 3), image, torch.tensor(0.0))
+    alike = found[:, :27, 3:-3, 3:-3, 3:-3]
     best = alike.mean((0, 2, 3, 4)).argmax()
     assert int(best) == (1 * 3 + 2) * 3 + 1  # warped(p + s) is fixed(p) for s = (0, 1, 0)
 
 
 def test_the_comparison_holds_the_newton_step():
     images = [torch.rand(1, 1, 12, 14, 10) for _ in range(2)]
-    found = Comparison(8, 2)(*images, torch.tensor(0.0))[:, 27:30]
+    found, ahead = Comparison(8, 2)(*images, torch.tensor(0.0))
     one, two = (mind(image) for image in images)
-    torch.testing.assert_close(found, newton_step(one, two, torch.ones_like(images[0]), 2))
+    torch.testing.assert_close(ahead, newton_step(one, two, torch.ones_like(images[0]), 2))
+    assert torch.equal(found[:, 27:30], ahead)
+
+
+@pytest.mark.parametrize(("name", "factor"), [("bspline", 4), ("dense", 2)])
+def test_a_deformable_network_takes_its_share_of_the_newton_step(name, factor):
+    """Each axis in its own share, in units of the range, linear between its places."""
+    grid, transform = Grid((40, 32, 48), (3.0,) * 3), TRANSFORMS[name]()
+    network = DYNAMICS[name](grid)
+    last = network.head[-1] if name == "bspline" else network.head
+    torch.nn.init.zeros_(last.weight)
+    last.bias.data = torch.tensor([0.0, 0.0, 0.1, 1.0, 0.5, 0.0])
+    images = torch.rand(2, 1, 1, *grid.shape)
+    step = newton_step(*(mind(image) for image in images), torch.ones_like(images[0]), 2)
+    coarse, places = grid.coarsened(factor), grid
+    if name == "bspline":
+        places = transform.control_grid(grid)
+        step = F.avg_pool3d(step, 2)
+    axes = [axis.numpy() for axis in coarse.axes()]
+    where = (
+        places.points()[0].flatten(1).T.clip(*(torch.tensor([a[i] for a in axes]) for i in (0, -1)))
+    )
+    read = RegularGridInterpolator(axes, step[0].movedim(0, -1).numpy())(where)
+    wanted = read * [1, 0.5, 0] * 3.0 / transform.range_mm + [0, 0, 0.1]
+    found = network(*images, torch.tensor(0.0))[0].flatten(1).T
+    assert found.std(0)[0] > 1e-3
+    np.testing.assert_allclose(found.detach(), wanted, atol=1e-5)
 
 
 def test_the_rigid_network_takes_its_share_of_the_newton_step():
