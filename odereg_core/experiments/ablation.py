@@ -18,6 +18,8 @@ from odereg_core.profiles import BUILT_IN, load_profile, merged
 
 OWN_ENCODER = "full"
 """The variant of Fig. 4a whose encoder the others use, unless they train their own."""
+BEYOND = ["no_newton"]
+"""Variants that lack what is this package's, not the paper's: no claim rests on them."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Literal
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from odereg_core.experiments.ablation import BEYOND
 from odereg_core.experiments.methods import METHODS
 from odereg_core.experiments.tables import OURS, TASKS
 
@@ -79,7 +80,7 @@ def evidence(
     """From the tidy tables, each None where there is none; the rest as `Evidence` has it."""
     return Evidence(
         means(table1, ["task", "method"]),
-        means(fig4a, ["variant"]),
+        means(fig4a, ["variant"]).drop(BEYOND, errors="ignore"),
         means(fig4b, ["variant"]),
         means(fig4c, ["method"]),
         one_grid,

@@ -36,10 +36,14 @@ def test_every_variant_is_a_whole_profile(base, variant, tmp_path):
 
 
 def test_what_fig_4a_leaves_out(tmp_path):
-    full, mi, one, unsupervised, single = (
+    full, mi, one, unsupervised, single, untold = (
         profile_of("4a", name, "demo", tmp_path)
-        for name in ("full", "mi", "no_multiscale", "no_self", "no_multislice")
+        for name in ("full", "mi", "no_multiscale", "no_self", "no_multislice", "no_newton")
     )
+    assert (
+        full.models["rigid"].network["seen"] == 40 and untold.models["rigid"].network["seen"] == 0
+    )
+    assert untold.models["bspline"].network["newton"] == 0
     for name in ("rigid", "bspline"):
         assert full.models[name].similarity == "content" and mi.models[name].similarity == "mi"
         assert full.models[name].stages == mi.models[name].stages
@@ -47,6 +51,7 @@ def test_what_fig_4a_leaves_out(tmp_path):
         assert full.models[name].lambda_self == 1 and unsupervised.models[name].lambda_self == 0
         assert all(s.objective == "losses" for s in unsupervised.models[name].stages)
         assert single.models[name] == full.models[name]
+        assert untold.models[name].stages == full.models[name].stages
     assert full.encoders["encoder"].network["slices"] == 5
     assert single.encoders["encoder"].network["slices"] == 1
     assert full.grid.spacing == 6 and full.evaluation == load_profile("demo").evaluation

@@ -91,3 +91,5 @@ def test_evidence_comes_from_tidy_tables():
     )
     assert claims.always_faster(e).numbers.endswith("rigid 10.0")
     assert claims.hybrid_beats_classical(e).outcome == "not measured"
+    ablated = rows.iloc[:2].assign(variant=["full", "no_newton"], rmse_phi_mm=[1.5, 1.0])
+    assert list(claims.evidence(None, ablated).fig4a.index) == ["full"]  # the other is ours alone

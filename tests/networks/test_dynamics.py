@@ -160,6 +160,9 @@ def test_a_deformable_network_takes_its_share_of_the_newton_step(name, factor):
     found = network(*images, torch.tensor(0.0))[0].flatten(1).T
     assert found.std(0)[0] > 1e-3
     np.testing.assert_allclose(found.detach(), wanted, atol=1e-5)
+    untold = DYNAMICS[name](grid, newton=0)
+    untold.load_state_dict(network.state_dict())
+    assert not untold(*images, torch.tensor(0.0))[0, 0].any()
 
 
 def test_the_rigid_network_takes_its_share_of_the_newton_step():
