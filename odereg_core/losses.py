@@ -14,13 +14,22 @@ from odereg_core.transforms import Transform
 
 
 def self_loss(
-    theta: Float[Tensor, b * n], truth: Float[Tensor, b * n], transform: Transform
+    theta: Float[Tensor, b * n],
+    truth: Float[Tensor, b * n],
+    transform: Transform,
+    grid: Grid,
+    inside: Float[Tensor, "b 1 x y z"],
 ) -> Float[Tensor, ""]:
     """L_self: the mean squared difference of theta, in units of its range (75°, 20 mm, 8 mm).
 
-    Without the units a radian and a millimetre would weigh alike.
+    Without the units a radian and a millimetre would weigh alike. Of a deformation it is the mean
+    over `inside` of `grid`: what no image shows is not asked for.
     """
-    return ((theta - truth) / transform.unit(theta)).square().mean()
+    difference = (theta - truth) / transform.unit(theta)
+    if theta.ndim == 2:
+        return difference.square().mean()
+    square = transform.displacement(difference, grid).square().mean(1, keepdim=True)
+    return (square * inside).sum() / inside.sum().clamp_min(1)
 
 
 def regularity(displacement: Float[Tensor, "b 3 x y z"], grid: Grid) -> Float[Tensor, ""]:

@@ -12,10 +12,16 @@ from odereg_core.transforms import TRANSFORMS, Rigid
 GRID = Grid((12, 10, 8), (4.0, 3.0, 5.0))
 
 
-def test_l_self_has_no_units():
-    rigid = Rigid()
-    like = torch.zeros(2, 6)
-    assert float(self_loss(rigid.unit(like).expand(2, 6), like, rigid)) == pytest.approx(1)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_l_self_has_no_units_and_asks_for_nothing_unseen(name):
+    transform = TRANSFORMS[name]()
+    like = torch.zeros_like(transform.identity(2, GRID))
+    truth, inside = like + transform.unit(like), torch.zeros(2, 1, *GRID.shape)
+    inside[:, :, 2:6] = 1
+    loss = self_loss(like, truth, transform, GRID, inside)
+    assert float(loss) == pytest.approx(1, rel=1e-5)
+    if name == "dense":
+        assert self_loss(like, truth * (1 - inside), transform, GRID, inside) == 0
 
 
 def test_l_reg_of_an_affine_field_is_its_mean_squared_gradient():

@@ -84,6 +84,8 @@ class Augmentation(_Section):
     """What one image may look like twice: see `odereg_core.train.augment`."""
 
     contrast: float = Field(default=1.0, ge=0, le=1)
+    knots: int = Field(default=7, ge=2)
+    """Of the random intensity map: the more, the less of a tissue's own texture it leaves."""
     bias: float = Field(default=0.3, ge=0)
     noise: float = Field(default=0.03, ge=0)
     blur: float = Field(default=0.5, ge=0, le=1)

@@ -28,8 +28,9 @@ def smooth_noise(image: Volume, cells: int, rng: torch.Generator) -> Volume:
     return F.interpolate(coarse, size=image.shape[2:], mode="trilinear", align_corners=True)
 
 
-def random_contrast(image: Volume, rng: torch.Generator, knots: int = 7) -> Volume:
-    """A random piecewise-linear map of intensities, one an image; the background stays zero."""
+def random_contrast(image: Volume, knots: int, rng: torch.Generator) -> Volume:
+    """A random piecewise-linear map of intensities between `knots` of them, one an image; the
+    background stays zero."""
     table = uniform((len(image), knots), 0.05, 1.0, image, rng)
     table = table / table.amax(1, keepdim=True)
     place = image.flatten(1).clamp(0, 1) * (knots - 1)
@@ -66,7 +67,7 @@ def augment(image: Volume, settings: Augmentation, rng: torch.Generator) -> Volu
         return torch.where(chosen, changed, unchanged)
 
     if settings.contrast:
-        image = some(settings.contrast, random_contrast(image, rng), image)
+        image = some(settings.contrast, random_contrast(image, settings.knots, rng), image)
     image = random_blur(image, settings.blur, rng)
     image = some(settings.erode, random_edge(image, rng), image)
     inside = image > 0

@@ -191,7 +191,8 @@ class Trainer:
         with mixed_precision(self.device, self.section.precision):
             result = self.model(moving, fixed, scales=stage.scales)
         own = slice(crossed, None)
-        terms = {"l_self": self_loss(result.theta[own], truth[own], transform)}
+        inside = (fixed[own] > 0).float()
+        terms = {"l_self": self_loss(result.theta[own], truth[own], transform, grid, inside)}
         loss = section.lambda_self * terms["l_self"]
         u = transform.displacement(result.theta, grid)
         if section.lambda_reg:

@@ -140,7 +140,7 @@ def test_random_contrast_is_a_function_of_intensity():
     rng = torch.Generator().manual_seed(0)
     image = torch.rand(1, 1, 6, 6, 6, generator=rng)
     image[0, 0, 0] = image[0, 0, 1]  # equal intensities stay equal
-    mapped = random_contrast(image, rng)
+    mapped = random_contrast(image, 7, rng)
     assert torch.equal(mapped[0, 0, 0], mapped[0, 0, 1])
     assert not torch.allclose(mapped, image)
 
