@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odereg_core.grid import Grid
+from odereg_core.transforms.base import full_precision
 
 Image = Float[Tensor, "b 1 x y z"]
 Look = Float[Tensor, "b 6 x y z"]
@@ -71,8 +72,8 @@ def normal_equations(
         slopes.append(every(slope, axis) * counts)
     ahead = every(fixed - warped, 2, 3, 4)
     down = torch.stack([(slope * ahead).sum(1) for slope in slopes], 1)
-    products = [(slopes[i] * slopes[j]).sum(1) for i in range(3) for j in range(3)]
-    return down, torch.stack(products, 1).unflatten(1, (3, 3))
+    xx, xy, xz, yy, yz, zz = ((slopes[i] * slopes[j]).sum(1) for i in range(3) for j in range(i, 3))
+    return down, torch.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], 1).unflatten(1, (3, 3))
 
 
 def newton_step(
@@ -98,6 +99,7 @@ def newton_step(
     return step.movedim(-1, 1).clamp(-3, 3)
 
 
+@full_precision
 def newton_twist(
     warped: Float[Tensor, "b c x y z"],
     fixed: Float[Tensor, "b c x y z"],
@@ -110,17 +112,18 @@ def newton_twist(
     per_mm = 1 / torch.tensor(grid.spacing, device=down.device)
     down = down * per_mm[:, None, None, None]
     normal = normal * (per_mm[:, None] * per_mm)[..., None, None, None]
-    x, y, z = grid.points(down.device, down.dtype)[0]
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    rows = (
-        (zero, z, -y, one, zero, zero),
-        (-z, zero, x, zero, one, zero),
-        (y, -x, zero, zero, zero, one),
-    )
-    moves = torch.stack([torch.stack(row) for row in rows]).flatten(2)  # of a point, by a twist
-    down, normal = down.flatten(2), normal.flatten(3)
-    gradient = torch.einsum("bin,ijn->bj", down, moves)
-    half = torch.einsum("bikn,kln->biln", normal, moves)
-    hessian = torch.einsum("ijn,biln->bjl", moves, half)
+    # A twist moves the point p by moves[:, :, 0] + moves[:, :, 1:] p, so the sums over voxels that
+    # are needed are those of g and N times the products of p's coordinates and one.
+    moves = down.new_zeros(3, 6, 4)
+    for i in range(3):
+        moves[i, 3 + i, 0] = 1
+        j, k = (i + 1) % 3, (i + 2) % 3
+        moves[i, j, 1 + k], moves[i, k, 1 + j] = 1, -1  # omega x p
+    points = grid.points(down.device, down.dtype)[0].flatten(1)
+    powers = torch.cat([torch.ones_like(points[:1]), points])
+    products = (powers[:, None] * powers).flatten(0, 1)
+    gradient = torch.einsum("ija,bia->bj", moves, down.flatten(2) @ powers.T)
+    sums = (normal.flatten(1, 2).flatten(2) @ products.T).reshape(-1, 3, 3, 4, 4)
+    hessian = torch.einsum("ija,bikac,klc->bjl", moves, sums, moves)
     scale = hessian.diagonal(dim1=1, dim2=2).clamp_min(1e-3)
     return torch.linalg.solve(hessian + 1e-4 * torch.diag_embed(scale), gradient)

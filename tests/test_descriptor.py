@@ -88,3 +88,5 @@ def test_the_twist_of_every_voxel_by_itself_is_that_of_all():
     wanted = -torch.linalg.solve(hessian + 1e-4 * torch.diag(hessian.diagonal()), gradient)
     found = newton_twist(one, two, everywhere, grid)[0]
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # products of coordinates: never in less
+        assert torch.equal(newton_twist(one, two, everywhere, grid)[0], found)
