@@ -80,18 +80,18 @@ def newton_step(
     warped: Float[Tensor, "b c x y z"],
     fixed: Float[Tensor, "b c x y z"],
     inside: Float[Tensor, "b 1 x y z"],
-    stride: int = 1,
-    boxes: int = 12,
+    stride: int,
+    reach: float,
 ) -> Float[Tensor, "b 3 _x _y _z"]:
     """Where the warped image's descriptor about each place would be like the fixed one's, to first
     order: the Gauss-Newton step of their squared difference (Lucas & Kanade 1981), in voxels.
 
-    Read off every `stride` voxels, and of as many as `boxes` means over 3^3 of them reach; only
-    what lies `inside` counts. At most three voxels along an axis.
+    Read off every `stride` voxels, of a neighbourhood that is, nearly, a Gaussian of sigma `reach`
+    voxels; only what lies `inside` counts. At most three voxels along an axis.
     """
     down, normal = normal_equations(warped, fixed, inside, stride)
     about = torch.cat([down, normal.flatten(1, 2)], 1)
-    for _ in range(boxes):
+    for _ in range(round(1.5 * (reach / stride) ** 2)):  # each has a variance of 2/3
         about = box(about)
     about = about.movedim(1, -1)
     normal = about[..., 3:].unflatten(-1, (3, 3)) + 1e-3 * torch.eye(3, device=about.device)

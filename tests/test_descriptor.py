@@ -28,7 +28,7 @@ def test_it_finds_a_small_shift_whatever_the_contrast(stride):
     wanted = np.array([0.3, -0.2, 0.25])
     fixed = shift(image, -wanted, order=5, mode="nearest")  # fixed(p) = image(p + wanted)
     everywhere = torch.ones(1, 1, *image.shape)
-    step = newton_step(mind(tensor(image)), mind(tensor(1 - fixed)), everywhere, stride)
+    step = newton_step(mind(tensor(image)), mind(tensor(1 - fixed)), everywhere, stride, 3.6)
     assert step.shape == (1, 3, *(-(-n // stride) for n in image.shape))
     inner = step[0, :, 4:-4, 4:-4, 4:-4].mean((1, 2, 3)).numpy()
     np.testing.assert_allclose(inner, wanted, atol=0.06)
@@ -39,7 +39,7 @@ def test_it_is_the_least_squares_solution_where_one_neighbourhood_counts():
     inside = torch.zeros(1, 1, 3, 3, 3)
     inside[..., 1, 1, 1] = 1
     looks = [torch.cat([image, image.square(), image.sin()], 1) for image in (one, two)]
-    found = newton_step(*looks, inside, boxes=0)[0, :, 1, 1, 1].numpy()
+    found = newton_step(*looks, inside, 1, 0)[0, :, 1, 1, 1].numpy()
     mean, ahead = ((looks[0] + looks[1]) / 2)[0].numpy(), (looks[1] - looks[0])[0, :, 1, 1, 1]
     slopes = np.stack([(mean.take(2, a) - mean.take(0, a))[:, 1, 1] / 2 for a in (1, 2, 3)], 1)
 
@@ -53,9 +53,9 @@ def test_it_is_the_least_squares_solution_where_one_neighbourhood_counts():
 def test_swapped_images_turn_it_round_and_nothing_inside_leaves_it_at_zero():
     one, two = (mind(tensor(smooth_image(seed))) for seed in (3, 4))
     everywhere = torch.ones(1, 1, *one.shape[2:])
-    there, back = newton_step(one, two, everywhere), newton_step(two, one, everywhere)
+    there, back = (newton_step(a, b, everywhere, 1, 2) for a, b in ((one, two), (two, one)))
     torch.testing.assert_close(there, -back, atol=1e-4, rtol=1e-3)
-    assert not newton_step(one, two, 0 * everywhere).any()
+    assert not newton_step(one, two, 0 * everywhere, 1, 2).any()
 
 
 def test_the_twist_is_that_between_two_images_in_the_warped_ones_frame():

@@ -21,15 +21,15 @@ from odereg_core.warp import warp
 class Newton:
     """A rigid motion, a dense deformation, or the one and then the other, each from the identity.
 
-    `rigid_steps` at each of `scales`, coarse to fine. `dense_steps` at the finest alone, each the
-    step that a voxel's neighbourhood asks for: on coarser grids MIND tells less than a deformation
-    moves.
+    `rigid_steps` at each of `scales`, coarse to fine. `dense_steps` at the finest alone, each of
+    neighbourhoods of sigma `reach_mm`: on coarser grids MIND tells less than a deformation moves.
     """
 
     transforms: tuple[str, ...]
     rigid_steps: int = 10
     dense_steps: int = 8
     scales: int = 3
+    reach_mm: float = 17.0
 
     def __call__(
         self, moving: Tensor, fixed: Tensor, grid: Grid, contrasts: tuple[str, str]
@@ -48,7 +48,7 @@ class Newton:
             voxel = u.new_tensor(grid.spacing)[:, None, None, None]
             for _ in range(self.dense_steps):
                 warped = warp(moving, compose(Rigid(), theta, u, grid), grid)
-                step = newton_step(*looks(warped, fixed), stride=2)
+                step = newton_step(*looks(warped, fixed), 2, self.reach_mm / max(grid.spacing))
                 step = Dense().resample(step, grid.coarsened(2), grid)
                 u = compose(Dense(), u, voxel * step, grid)
             nfe += self.dense_steps

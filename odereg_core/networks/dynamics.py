@@ -145,13 +145,15 @@ class Comparison(nn.Module):
     is then put in as it is: a product that plain convolutions are slow to find, and without which a
     deformation of half a voxel teaches them nothing (as in optical flow, Sun et al. 2018). So is
     the Gauss-Newton step between the images' MIND, in voxels; it is returned alone as well, for f
-    says, besides a velocity of its own, how much of it to take; without `newton` it is zero.
+    says, besides a velocity of its own, how much of it to take; without `newton` it is zero. Its
+    neighbourhoods have a sigma of 17 mm at every scale: half of that follows noise, twice that
+    misses most of a deformation.
     (B, 27 + 3 + 2 width + 1, ...) and (B, 3, ...), every `stride` voxels.
     """
 
-    def __init__(self, width: int, stride: int, newton: bool = True):
+    def __init__(self, grid: Grid, width: int, stride: int, newton: bool = True):
         super().__init__()
-        self.newton = newton
+        self.newton, self.reach = newton, 17 / max(grid.spacing)
         self.features = nn.Sequential(ConvBlock(7, width, stride), ConvBlock(width, width))
         self.channels, self.stride = 27 + 3 + 2 * width + 1, stride
 
@@ -159,7 +161,7 @@ class Comparison(nn.Module):
         self, warped: Image, fixed: Image, t: Tensor
     ) -> tuple[Float[Tensor, "b c x y z"], Float[Tensor, "b 3 x y z"]]:
         a, b, inside = looks(warped.float(), fixed.float())
-        ahead = newton_step(a, b, inside, self.stride) * self.newton
+        ahead = newton_step(a, b, inside, self.stride, self.reach) * self.newton
         both = torch.cat([torch.cat([warped, fixed]), torch.cat([a, b])], dim=1)
         features = self.features(both.contiguous(memory_format=torch.channels_last_3d))
         centred = features - features.mean((2, 3, 4), keepdim=True)
@@ -193,7 +195,7 @@ class BSplineDynamics(nn.Module):
         super().__init__()
         halvings = max(0, round(math.log2(BSpline().spacing / 1.7 / max(grid.spacing))))
         first = min(halvings, 1)
-        self.compare = Comparison(width, 2**first, newton)
+        self.compare = Comparison(grid, width, 2**first, newton)
         self.features = nn.Sequential(
             ConvBlock(self.compare.channels, widest, 2 ** (halvings - first)),
             *(ConvBlock(widest, widest) for _ in range(depth)),
@@ -256,7 +258,7 @@ class DenseDynamics(nn.Module):
     ):
         super().__init__()
         channels = [min(width * 2**i, widest) for i in range(levels)]
-        self.compare = Comparison(seen, 2 if max(grid.shape) > largest else 1, newton)
+        self.compare = Comparison(grid, seen, 2 if max(grid.shape) > largest else 1, newton)
         self.down = nn.ModuleList()
         for i, outputs in enumerate(channels):
             inputs, stride = (self.compare.channels, 1) if i == 0 else (channels[i - 1], 2)

@@ -121,7 +121,7 @@ def test_deformable_networks_of_all_scales_share_one_set_of_weights(name):
 def test_the_comparison_finds_the_voxel_that_is_alike():
     """Of the 27 neighbours, the one that the image was shifted by is most like the fixed one."""
     torch.manual_seed(0)
-    compare = Comparison(8, 1)
+    compare = Comparison(GRID, 8, 1)
     image = torch.rand(1, 1, 12, 12, 12)
     found, _ = compare(image.roll(1, 3), image, torch.tensor(0.0))
     alike = found[:, :27, 3:-3, 3:-3, 3:-3]
@@ -131,9 +131,9 @@ def test_the_comparison_finds_the_voxel_that_is_alike():
 
 def test_the_comparison_holds_the_newton_step():
     images = [torch.rand(1, 1, 12, 14, 10) for _ in range(2)]
-    found, ahead = Comparison(8, 2)(*images, torch.tensor(0.0))
+    found, ahead = Comparison(GRID, 8, 2)(*images, torch.tensor(0.0))
     one, two = (mind(image) for image in images)
-    torch.testing.assert_close(ahead, newton_step(one, two, torch.ones_like(images[0]), 2))
+    torch.testing.assert_close(ahead, newton_step(one, two, torch.ones_like(images[0]), 2, 17 / 6))
     assert torch.equal(found[:, 27:30], ahead)
 
 
@@ -146,7 +146,7 @@ def test_a_deformable_network_takes_its_share_of_the_newton_step(name, factor):
     torch.nn.init.zeros_(last.weight)
     last.bias.data = torch.tensor([0.0, 0.0, 0.1, 1.0, 0.5, 0.0])
     images = torch.rand(2, 1, 1, *grid.shape)
-    step = newton_step(*(mind(image) for image in images), torch.ones_like(images[0]), 2)
+    step = newton_step(*(mind(i) for i in images), torch.ones_like(images[0]), 2, 17 / 3)
     coarse, places = grid.coarsened(factor), grid
     if name == "bspline":
         places = transform.control_grid(grid)
