@@ -31,7 +31,7 @@ def deformation() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("transforms", "left"), [(("rigid",), 0.1), (("dense",), 0.5), (("rigid", "dense"), 0.3)]
+    ("transforms", "left"), [(("rigid",), 0.1), (("dense",), 0.6), (("rigid", "dense"), 0.3)]
 )
 def test_it_undoes_a_motion(head, transforms, left):
     image, brain = head
