@@ -79,7 +79,8 @@ class MSODENet(nn.Module):
     their number is L; one solver makes the single-scale model (Fig. 4b).
 
     `gain`: f is the network's output times so much per segment, at most 0.8 of a fixed step; of
-    what a network can see, exp(-gain) is left at a segment's end.
+    what a network can see, exp(-gain) is left at a segment's end. A number a scale is taken as it
+    is: a network that answers with less than is left may be followed by more than a whole step.
     """
 
     FORMAT = "odereg-msodenet-2"
@@ -90,7 +91,7 @@ class MSODENet(nn.Module):
         grid: Grid,
         solvers: Sequence[str],
         time: float = 3.0,
-        gain: float = 1.0,
+        gain: float | Sequence[float] = 1.0,
         adjoint: Adjoint = "aca",
         budget: int = 1000,
         **network: int,
@@ -110,6 +111,8 @@ class MSODENet(nn.Module):
     def gain(self, scale: int) -> float:
         """The gain of one scale's segment, per unit time."""
         solver, length = self.solvers[scale], self.time / self.scales
+        if isinstance(self.most, Sequence):
+            return self.most[scale] / length
         most = self.most / length
         return most if solver.adaptive else min(most, max(1.0, 0.8 / solver.value))
 

@@ -76,6 +76,11 @@ def test_single_scale_with_n_steps():
     assert result.nfe == 8 and len(result.grids) == 1 and result.grids[0] == GRID
 
 
+def test_a_gain_for_each_scale_is_taken_as_it_is():
+    net = model("F(0.2)", "F(0.25)", gain=(2.5, 6.0))
+    assert [net.gain(i) for i in range(2)] == pytest.approx([2.5 / 1.5, 4])
+
+
 def test_gain_goes_no_further_than_a_fixed_step_can():
     net = model("A(1e-3)", "F(0.1)", "F(0.5)", gain=10.0)
     assert [net.gain(i) for i in range(3)] == pytest.approx([10, 8, 1.6])

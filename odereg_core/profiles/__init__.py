@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -111,7 +111,7 @@ class ModelSection(_Section):
 
     solvers: tuple[str, ...]
     time: float = Field(3.0, gt=0)
-    gain: float = Field(10.0, gt=0)
+    gain: Annotated[float, Field(gt=0)] | tuple[Annotated[float, Field(gt=0)], ...] = 10.0
     """How fast the networks' velocities are followed; see `MSODENet`."""
     adjoint: Literal["aca", "backprop", "adjoint"] = "aca"
     network: dict[str, int] = {}
@@ -139,6 +139,16 @@ class ModelSection(_Section):
         for solver in solvers:
             Solver.parse(solver)
         return solvers
+
+    @field_validator("gain")
+    @classmethod
+    def _gain_of_every_scale(
+        cls, gain: float | tuple[float, ...], info: ValidationInfo
+    ) -> float | tuple[float, ...]:
+        scales = len(info.data.get("solvers", ()))
+        if isinstance(gain, tuple) and len(gain) != scales:
+            raise ValueError(f"{len(gain)} gains for {scales} scales; one for all, or one a scale")
+        return gain
 
 
 class EncoderSection(_Section):

@@ -40,9 +40,7 @@ def test_what_fig_4a_leaves_out(tmp_path):
         profile_of("4a", name, "demo", tmp_path)
         for name in ("full", "mi", "no_multiscale", "no_self", "no_multislice", "no_newton")
     )
-    assert (
-        full.models["rigid"].network["seen"] == 40 and untold.models["rigid"].network["seen"] == 0
-    )
+    assert full.models["rigid"].network["seen"] and not untold.models["rigid"].network["seen"]
     assert untold.models["bspline"].network["newton"] == 0
     for name in ("rigid", "bspline"):
         assert full.models[name].similarity == "content" and mi.models[name].similarity == "mi"
