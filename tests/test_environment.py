@@ -70,8 +70,8 @@ def test_binder_has_the_same_python_and_the_same_pins():
 
 LAYERS = [
     {"errors", "grid", "files"},
-    {"warp", "volume", "cohort", "descriptor"},
-    {"transforms", "ode"},
+    {"warp", "volume", "cohort"},
+    {"transforms", "ode", "descriptor"},
     {"networks", "motion", "metrics", "profiles"},
     {"msodenet", "losses", "pairs", "similarity", "optimise"},
     {"weights", "baselines", "seen"},
