@@ -9,10 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odereg_core.grid import Grid
-from odereg_core.transforms.base import full_precision
+from odereg_core.precision import full_precision
 
 Image = Float[Tensor, "b 1 x y z"]
 Look = Float[Tensor, "b 6 x y z"]
+REACH_MM = 17.0
+"""The sigma of the neighbourhoods whose Gauss-Newton step a deformation follows: half of it follows
+noise, twice that misses most of a deformation with control points 40 mm apart."""
 
 
 def neighbours(x: Float[Tensor, "b c x y z"], axis: int) -> Float[Tensor, "b c x y z"]:

@@ -69,9 +69,9 @@ def test_binder_has_the_same_python_and_the_same_pins():
 
 
 LAYERS = [
-    {"errors", "grid", "files"},
-    {"warp", "volume", "cohort"},
-    {"transforms", "ode", "descriptor"},
+    {"errors", "grid", "files", "precision"},
+    {"warp", "volume", "cohort", "descriptor"},
+    {"transforms", "ode"},
     {"networks", "motion", "metrics", "profiles"},
     {"msodenet", "losses", "pairs", "similarity", "optimise"},
     {"weights", "baselines", "seen"},

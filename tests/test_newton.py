@@ -31,7 +31,7 @@ def deformation() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("transforms", "left"), [(("rigid",), 0.1), (("dense",), 0.6), (("rigid", "dense"), 0.3)]
+    ("transforms", "left"), [(("rigid",), 0.1), (("dense",), 0.5), (("rigid", "dense"), 0.3)]
 )
 def test_it_undoes_a_motion(head, transforms, left):
     image, brain = head
@@ -39,7 +39,8 @@ def test_it_undoes_a_motion(head, transforms, left):
     if "rigid" in transforms:
         u = compose(Rigid(), MOTION, u, GRID)
     fixed = warp((1 - image) * brain, u, GRID)
-    found = Newton(transforms)(image * brain, fixed, GRID, ("", ""))
+    # On voxels of 4 mm, of grains of 8: wider than the neighbourhoods that suit brains at 3 mm.
+    found = Newton(transforms, reach_mm=22.6)(image * brain, fixed, GRID, ("", ""))
     inside = fixed > 0
     error = rmse_phi(found.displacement, u, inside)
     begun = rmse_phi(torch.zeros_like(u), u, inside)

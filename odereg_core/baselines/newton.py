@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from odereg_core.baselines.base import Outcome
-from odereg_core.descriptor import looks, newton_step, newton_twist
+from odereg_core.descriptor import REACH_MM, looks, newton_step, newton_twist
 from odereg_core.grid import Grid
 from odereg_core.msodenet import pyramid
 from odereg_core.transforms import Dense, Rigid, compose
@@ -29,7 +29,7 @@ class Newton:
     rigid_steps: int = 10
     dense_steps: int = 8
     scales: int = 3
-    reach_mm: float = 17.0
+    reach_mm: float = REACH_MM
 
     def __call__(
         self, moving: Tensor, fixed: Tensor, grid: Grid, contrasts: tuple[str, str]

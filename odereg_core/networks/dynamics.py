@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from odereg_core.descriptor import looks, newton_step, newton_twist
+from odereg_core.descriptor import REACH_MM, looks, newton_step, newton_twist
 from odereg_core.grid import Grid
 from odereg_core.transforms import BSpline, Dense, Rigid
 
@@ -145,15 +145,14 @@ class Comparison(nn.Module):
     is then put in as it is: a product that plain convolutions are slow to find, and without which a
     deformation of half a voxel teaches them nothing (as in optical flow, Sun et al. 2018). So is
     the Gauss-Newton step between the images' MIND, in voxels; it is returned alone as well, for f
-    says, besides a velocity of its own, how much of it to take; without `newton` it is zero. Its
-    neighbourhoods have a sigma of 17 mm at every scale: half of that follows noise, twice that
-    misses most of a deformation.
-    (B, 27 + 3 + 2 width + 1, ...) and (B, 3, ...), every `stride` voxels.
+    says, besides a velocity of its own, how much of it to take; without `newton` it is zero.
+    Its neighbourhoods have one size in mm at every scale. (B, 27 + 3 + 2 width + 1, ...) and
+    (B, 3, ...), every `stride` voxels.
     """
 
     def __init__(self, grid: Grid, width: int, stride: int, newton: bool = True):
         super().__init__()
-        self.newton, self.reach = newton, 17 / max(grid.spacing)
+        self.newton, self.reach = newton, REACH_MM / max(grid.spacing)
         self.features = nn.Sequential(ConvBlock(7, width, stride), ConvBlock(width, width))
         self.channels, self.stride = 27 + 3 + 2 * width + 1, stride
 

@@ -12,7 +12,7 @@ from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 from odereg_core.grid import Grid
-from odereg_core.transforms.base import full_precision
+from odereg_core.precision import full_precision
 
 
 def cubic_bspline(r: Tensor) -> Tensor:

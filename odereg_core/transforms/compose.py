@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odereg_core.grid import Grid
-from odereg_core.transforms.base import Transform, full_precision
+from odereg_core.precision import full_precision
+from odereg_core.transforms.base import Transform
 from odereg_core.warp import sample, voxels
 
 

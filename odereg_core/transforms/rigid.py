@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odereg_core.grid import Grid
-from odereg_core.transforms.base import full_precision
+from odereg_core.precision import full_precision
 
 
 def rotation_matrix(angles: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3 3"]:
