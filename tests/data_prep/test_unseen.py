@@ -184,7 +184,7 @@ def test_an_installed_tool_is_used(tmp_path, monkeypatch):
         "nib.save(nib.Nifti1Image((data * (data > 0.5)).astype('f4'), image.affine), given['-o'])\n"
     )
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{Path(shutil.which('python')).parent}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin")
     assert strip.choose_tool("auto") == "mri_synthstrip"
     image = torch.rand(1, 1, 8, 9, 10, generator=torch.Generator().manual_seed(0))
     grid = Grid((8, 9, 10), (2.0, 2.0, 2.0))
