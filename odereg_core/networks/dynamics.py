@@ -153,7 +153,7 @@ class Comparison(nn.Module):
     def __init__(self, grid: Grid, width: int, stride: int, newton: bool = True):
         super().__init__()
         self.newton, self.reach = newton, REACH_MM / max(grid.spacing)
-        self.features = nn.Sequential(ConvBlock(7, width, stride), ConvBlock(width, width))
+        self.features = nn.Sequential(ConvBlock(19, width, stride), ConvBlock(width, width))
         self.channels, self.stride = 27 + 3 + 2 * width + 1, stride
 
     def forward(
