@@ -59,14 +59,16 @@ class _Dynamics(nn.Module):
         self.network, self.transform, self.grid = network, transform, grid
         self.gain, self.outer = gain, outer
 
-    def forward(self, t: Tensor, state: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
+    def forward(
+        self, t: Tensor, state: Tensor, moving: Tensor, fixed: Tensor, known: Tensor | None = None
+    ) -> Tensor:
         unit = self.transform.unit(state)
         theta = state * unit
         u = self.transform.displacement(theta, self.grid)
         if self.outer:
             u = compose(*self.outer, u, self.grid)
         warped = warp(moving, u, self.grid)
-        velocity = self.network(warped, fixed, t).to(theta.dtype) * (self.gain * unit)
+        velocity = self.network(warped, fixed, t, known).to(theta.dtype) * (self.gain * unit)
         return self.transform.rate(theta, velocity) / unit
 
 
@@ -146,6 +148,7 @@ class MSODENet(nn.Module):
         for i, (level_moving, level_fixed) in enumerate(levels):
             if i:
                 theta = self.transform.resample(theta, self.grids[i - 1], self.grids[i])
+            known = self.networks[i].known(level_fixed)  # type: ignore[operator]
             solution = integrate(
                 _Dynamics(self.networks[i], self.transform, self.grids[i], self.gain(i), outer),
                 theta / unit,
@@ -153,7 +156,7 @@ class MSODENet(nn.Module):
                 (i + 1) * length,
                 solver=self.solvers[i],
                 adjoint=self.adjoint,
-                args=(level_moving, level_fixed),
+                args=(level_moving, level_fixed, known),
                 trajectory=trajectory,
                 budget=self.budget,
                 label=f"segment {i + 1} of {self.scales}",

@@ -1,20 +1,24 @@
 """The Gauss-Newton step between two descriptors against SciPy and a step known beforehand."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter, shift
 from scipy.optimize import least_squares
 
-from odereg_core.descriptor import mind, newton_step, newton_twist, normal_equations
+from odereg_core.descriptor import context, mind, newton_step, newton_twist, normal_equations
 from odereg_core.grid import Grid
 from odereg_core.transforms import Rigid
 from odereg_core.warp import warp
 
 
-def smooth_image(seed: int = 0, shape: tuple[int, ...] = (28, 26, 24)) -> np.ndarray:
+def smooth_image(
+    seed: int = 0, shape: tuple[int, ...] = (28, 26, 24), sigma: float = 1.5
+) -> np.ndarray:
     noise = np.random.default_rng(seed).normal(size=shape)
-    smooth = gaussian_filter(noise, 1.5)
+    smooth = gaussian_filter(noise, sigma)
     return (smooth - smooth.min()) / np.ptp(smooth)
 
 
@@ -22,13 +26,29 @@ def tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(image)[None, None].float()
 
 
+def test_the_context_is_that_of_all_close_pairs_among_a_voxel_and_its_neighbours():
+    image = np.random.default_rng(0).random((4, 5, 3)).astype(np.float32)
+    found = context(tensor(image))[0]
+    offsets = np.array([[0, 0, 0], *np.eye(3, dtype=int), *-np.eye(3, dtype=int)])
+    pairs = [(a, b) for a, b in combinations(offsets, 2) if np.linalg.norm(a - b) < 1.5]
+    assert len(pairs) == found.shape[0] == 18
+    padded = np.pad(image, 1)
+    for place in np.ndindex(*image.shape):
+        value = [[padded[tuple(np.array(place) + 1 + o)] for o in pair] for pair in pairs]
+        d = np.array([(a - b) ** 2 for a, b in value])
+        wanted = np.sort(np.exp(-d / d.mean()))
+        np.testing.assert_allclose(np.sort(found[(slice(None), *place)].numpy()), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("describe", "sigma"), [(context, 3.0), (mind, 1.5)])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_it_finds_a_small_shift_whatever_the_contrast(stride):
-    image = smooth_image()
+def test_it_finds_a_small_shift_whatever_the_contrast(stride, describe, sigma):
+    """What single voxels say changes over a voxel; what patches say, over three."""
+    image = smooth_image(sigma=sigma)
     wanted = np.array([0.3, -0.2, 0.25])
     fixed = shift(image, -wanted, order=5, mode="nearest")  # fixed(p) = image(p + wanted)
     everywhere = torch.ones(1, 1, *image.shape)
-    step = newton_step(mind(tensor(image)), mind(tensor(1 - fixed)), everywhere, stride, 3.6)
+    step = newton_step(*(describe(tensor(x)) for x in (image, 1 - fixed)), everywhere, stride, 3.6)
     assert step.shape == (1, 3, *(-(-n // stride) for n in image.shape))
     inner = step[0, :, 4:-4, 4:-4, 4:-4].mean((1, 2, 3)).numpy()
     np.testing.assert_allclose(inner, wanted, atol=0.06)
@@ -51,7 +71,7 @@ def test_it_is_the_least_squares_solution_where_one_neighbourhood_counts():
 
 
 def test_swapped_images_turn_it_round_and_nothing_inside_leaves_it_at_zero():
-    one, two = (mind(tensor(smooth_image(seed))) for seed in (3, 4))
+    one, two = (context(tensor(smooth_image(seed))) for seed in (3, 4))
     everywhere = torch.ones(1, 1, *one.shape[2:])
     there, back = (newton_step(a, b, everywhere, 1, 2) for a, b in ((one, two), (two, one)))
     torch.testing.assert_close(there, -back, atol=1e-4, rtol=1e-3)
@@ -77,6 +97,7 @@ def test_the_twist_of_every_voxel_by_itself_is_that_of_all():
     one, two = (torch.rand(1, 4, *grid.shape) for _ in range(2))
     everywhere = torch.ones(1, 1, *grid.shape)
     down, normal = normal_equations(one, two, everywhere)
+    normal = normal[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].unflatten(1, (3, 3))
 
     def change(twist):
         v = Rigid().field(twist[None], grid) / torch.tensor(grid.spacing).reshape(3, 1, 1, 1)

@@ -27,7 +27,10 @@ class Constant(torch.nn.Module):
         super().__init__()
         self.velocity, self.times = torch.tensor([velocity]), []
 
-    def forward(self, warped, fixed, t):
+    def known(self, fixed):
+        return None
+
+    def forward(self, warped, fixed, t, known):
         self.times.append(float(t))
         return self.velocity.expand(len(warped), -1)
 
@@ -180,7 +183,7 @@ def test_the_second_stage_sees_the_image_through_the_first(monkeypatch):
     seen = []
     network = second.networks[0]
 
-    def still(warped, fixed, t):
+    def still(warped, fixed, t, known):
         seen.append(warped)
         return torch.zeros(1, 3, *GRID.shape)
 

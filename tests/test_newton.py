@@ -1,4 +1,4 @@
-"""Gauss-Newton on MIND brings back motions known beforehand, across contrasts."""
+"""Gauss-Newton on a descriptor brings back motions known beforehand, across contrasts."""
 
 import pytest
 import torch
@@ -45,4 +45,4 @@ def test_it_undoes_a_motion(head, transforms, left):
     error = rmse_phi(found.displacement, u, inside)
     begun = rmse_phi(torch.zeros_like(u), u, inside)
     assert float(error) < left * float(begun)
-    assert found.nfe == 30 * ("rigid" in transforms) + 8 * ("dense" in transforms)
+    assert found.nfe == 30 * ("rigid" in transforms) + 10 * ("dense" in transforms)

@@ -1,4 +1,5 @@
-"""Gauss-Newton on MIND [13]: the step that f is told, taken as it is, with nothing learned.
+"""Gauss-Newton on self-similarity context: the step that f is told, taken as it is, with nothing
+learned.
 
 Not a row of the paper.
 """
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from odereg_core.baselines.base import Outcome
-from odereg_core.descriptor import REACH_MM, looks, newton_step, newton_twist
+from odereg_core.descriptor import REACH_MM, look, newton_step, newton_twist, shared
 from odereg_core.grid import Grid
 from odereg_core.msodenet import pyramid
 from odereg_core.transforms import Dense, Rigid, compose
@@ -21,13 +22,13 @@ from odereg_core.warp import warp
 class Newton:
     """A rigid motion, a dense deformation, or the one and then the other, each from the identity.
 
-    `rigid_steps` at each of `scales`, coarse to fine. `dense_steps` at the finest alone, each of
-    neighbourhoods of sigma `reach_mm`: on coarser grids MIND tells less than a deformation moves.
+    `rigid_steps` at each of `scales`, coarse to fine. `dense_steps` at each of the two finest, of
+    neighbourhoods of sigma `reach_mm`: on coarser grids a deformation moves too little to be seen.
     """
 
     transforms: tuple[str, ...]
     rigid_steps: int = 10
-    dense_steps: int = 8
+    dense_steps: int = 5
     scales: int = 3
     reach_mm: float = REACH_MM
 
@@ -35,21 +36,25 @@ class Newton:
         self, moving: Tensor, fixed: Tensor, grid: Grid, contrasts: tuple[str, str]
     ) -> Outcome:
         theta, nfe = Rigid().identity(len(moving), grid, moving.device), 0
-        if "rigid" in self.transforms:
-            images = (pyramid(image, self.scales) for image in (moving, fixed))
-            for level, one, two in zip(grid.pyramid(self.scales), *images, strict=True):
-                for _ in range(self.rigid_steps):
-                    warped = warp(one, Rigid().displacement(theta, level), level)
-                    twist = newton_twist(*looks(warped, two), level)
-                    theta = theta + Rigid().rate(theta, twist)
-            nfe += self.rigid_steps * self.scales
-        u = Dense().identity(len(moving), grid, moving.device)
-        if "dense" in self.transforms:
-            voxel = u.new_tensor(grid.spacing)[:, None, None, None]
+        images = (pyramid(image, self.scales) for image in (moving, fixed))
+        levels = list(zip(grid.pyramid(self.scales), *images, strict=True))
+        for level, one, two in levels if "rigid" in self.transforms else ():
+            known = look(two)
+            for _ in range(self.rigid_steps):
+                warped = warp(one, Rigid().displacement(theta, level), level)
+                twist = newton_twist(look(warped), known, shared(warped, two), level)
+                theta = theta + Rigid().rate(theta, twist)
+            nfe += self.rigid_steps
+        at, u = grid, Dense().identity(len(moving), grid, moving.device)
+        for level, one, two in levels[-2:] if "dense" in self.transforms else ():
+            known, voxel = look(two), u.new_tensor(level.spacing)[:, None, None, None]
+            at, u = level, Dense().resample(u, at, level)
             for _ in range(self.dense_steps):
-                warped = warp(moving, compose(Rigid(), theta, u, grid), grid)
-                step = newton_step(*looks(warped, fixed), 2, self.reach_mm / max(grid.spacing))
-                step = Dense().resample(step, grid.coarsened(2), grid)
-                u = compose(Dense(), u, voxel * step, grid)
+                warped = warp(one, compose(Rigid(), theta, u, level), level)
+                inside = shared(warped, two)
+                reach = self.reach_mm / max(level.spacing)
+                step = newton_step(look(warped), known, inside, 2, reach)
+                step = Dense().resample(step, level.coarsened(2), level)
+                u = compose(Dense(), u, voxel * step, level)
             nfe += self.dense_steps
         return Outcome(compose(Rigid(), theta, u, grid), nfe=nfe)

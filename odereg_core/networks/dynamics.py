@@ -3,7 +3,8 @@
 Every network is built for one grid and takes (warped, fixed, t): two images (B, 1, X, Y, Z) in
 [0, 1] on that grid and the time, a scalar. It returns a velocity of theta's shape in units of the
 transform's range (75°, 20 mm, 8 mm). The last layer starts at zero, so that an untrained model is
-the identity.
+the identity. A solve asks often and about one fixed image: what `known` says of it may be handed
+back, to be computed once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from odereg_core.descriptor import REACH_MM, looks, newton_step, newton_twist
+from odereg_core.descriptor import REACH_MM, Look, look, newton_step, newton_twist, shared
 from odereg_core.grid import Grid
 from odereg_core.transforms import BSpline, Dense, Rigid
 
@@ -59,7 +60,7 @@ class RigidDynamics(nn.Module):
     structure lies is what a rigid motion changes.
 
     Near the end a voxel moves by less than convolutions tell. With `seen`, f is also told the
-    Gauss-Newton step between both images' MIND [13], of images averaged to at most so many voxels
+    Gauss-Newton step between both images' descriptors, of images averaged to at most so many voxels
     along an axis, and says, besides a twist of its own, how much of each of its numbers to take.
     """
 
@@ -116,35 +117,41 @@ class RigidDynamics(nn.Module):
                 for k in range(3):  # with a padding of 1, these taps lie on the voxels averaged
                     first.weight[k, k, 1:, 1:, 1:] = 1 / 8
 
-    def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b 6"]:
+    def known(self, fixed: Image) -> Look | None:
+        """The fixed image's descriptor, where f is told of it."""
+        return look(_averaged(fixed, self.look)) if self.look else None
+
+    def forward(
+        self, warped: Image, fixed: Image, t: Tensor, known: Look | None = None
+    ) -> Float[Tensor, "b 6"]:
         x = self.features(self.stem(with_time(warped, fixed, t))).flatten(1)
         x = torch.cat([x, t.to(x.dtype).expand(len(x), 1)], dim=1)
         if self.look is None:
             return self.head(x)
-        step = self.newton(warped.float(), fixed.float(), self.look)
+        known = self.known(fixed) if known is None else known
+        one, two = (_averaged(image, self.look) for image in (warped, fixed))
+        twist = newton_twist(look(one), known, shared(one, two), self.look)
+        # In units of the range, none beyond it.
+        step = (twist / Rigid().unit(twist)).clamp(-1, 1)
         own, share = self.head(torch.cat([x, step.to(x.dtype)], dim=1)).chunk(2, dim=1)
         return own + share * step
 
-    @staticmethod
-    def newton(warped: Image, fixed: Image, look: Grid) -> Float[Tensor, "b 6"]:
-        """The Gauss-Newton step of the images averaged to the grid `look`, in units of the range,
-        none beyond it."""
-        factor = warped.shape[2] // look.shape[0]
-        averaged = (F.avg_pool3d(x, factor) for x in (warped, fixed))
-        twist = newton_twist(*looks(*averaged), look)
-        return (twist / Rigid().unit(twist)).clamp(-1, 1)
+
+def _averaged(image: Image, grid: Grid) -> Image:
+    """An image on a coarser grid of the pyramid."""
+    return F.avg_pool3d(image.float(), image.shape[2] // grid.shape[0])
 
 
 class Comparison(nn.Module):
     """What both images look like, which of a point's neighbours in one is like it in the other, and
     how far off that is.
 
-    One small network looks at both images, and at their MIND [13]: which neighbours of a point are
-    like it is what all contrasts share, and learning to see it would take hours. Where the warped
+    One small network looks at both images, and at their descriptors: which neighbours of a point
+    are alike is what all contrasts share, and learning to see it would take hours. Where the warped
     image's features, one voxel on in each of the 27 directions (and none), equal the fixed image's
     is then put in as it is: a product that plain convolutions are slow to find, and without which a
     deformation of half a voxel teaches them nothing (as in optical flow, Sun et al. 2018). So is
-    the Gauss-Newton step between the images' MIND, in voxels; it is returned alone as well, for f
+    the Gauss-Newton step between the descriptors, in voxels; it is returned alone as well, for f
     says, besides a velocity of its own, how much of it to take; without `newton` it is zero.
     Its neighbourhoods have one size in mm at every scale. (B, 27 + 3 + 2 width + 1, ...) and
     (B, 3, ...), every `stride` voxels.
@@ -157,9 +164,10 @@ class Comparison(nn.Module):
         self.channels, self.stride = 27 + 3 + 2 * width + 1, stride
 
     def forward(
-        self, warped: Image, fixed: Image, t: Tensor
+        self, warped: Image, fixed: Image, t: Tensor, known: Look | None = None
     ) -> tuple[Float[Tensor, "b c x y z"], Float[Tensor, "b 3 x y z"]]:
-        a, b, inside = looks(warped.float(), fixed.float())
+        a, b = look(warped.float()), look(fixed.float()) if known is None else known
+        inside = shared(warped, fixed).to(a.dtype)
         ahead = newton_step(a, b, inside, self.stride, self.reach) * self.newton
         both = torch.cat([torch.cat([warped, fixed]), torch.cat([a, b])], dim=1)
         features = self.features(both.contiguous(memory_format=torch.channels_last_3d))
@@ -212,8 +220,14 @@ class BSplineDynamics(nn.Module):
         """Take over the weights of the next coarser scale's network, which is built alike."""
         self.load_state_dict(coarser.state_dict())
 
-    def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b 3 nx ny nz"]:
-        x, ahead = self.compare(warped, fixed, t)
+    def known(self, fixed: Image) -> Look:
+        """The fixed image's descriptor."""
+        return look(fixed.float())
+
+    def forward(
+        self, warped: Image, fixed: Image, t: Tensor, known: Look | None = None
+    ) -> Float[Tensor, "b 3 nx ny nz"]:
+        x, ahead = self.compare(warped, fixed, t, known)
         own, share = self.head(self.at_controls(self.features(x))).chunk(2, dim=1)
         step = self.at_controls(F.avg_pool3d(ahead, self.pooled))
         return own + share * step * self.voxel
@@ -275,8 +289,14 @@ class DenseDynamics(nn.Module):
         """Take over the weights of the next coarser scale's network, which is built alike."""
         self.load_state_dict(coarser.state_dict())
 
-    def forward(self, warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b 3 x y z"]:
-        x, ahead = self.compare(warped, fixed, t)
+    def known(self, fixed: Image) -> Look:
+        """The fixed image's descriptor."""
+        return look(fixed.float())
+
+    def forward(
+        self, warped: Image, fixed: Image, t: Tensor, known: Look | None = None
+    ) -> Float[Tensor, "b 3 x y z"]:
+        x, ahead = self.compare(warped, fixed, t, known)
         skips = []
         for block in self.down:
             x = block(x)

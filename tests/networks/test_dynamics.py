@@ -6,7 +6,7 @@ import torch
 from scipy.interpolate import RegularGridInterpolator
 from torch.nn import functional as F
 
-from odereg_core.descriptor import mind, newton_step, newton_twist
+from odereg_core.descriptor import REACH_MM, look, newton_step, newton_twist
 from odereg_core.grid import Grid
 from odereg_core.networks import DYNAMICS
 from odereg_core.networks.dynamics import (
@@ -132,8 +132,10 @@ def test_the_comparison_finds_the_voxel_that_is_alike():
 def test_the_comparison_holds_the_newton_step():
     images = [torch.rand(1, 1, 12, 14, 10) for _ in range(2)]
     found, ahead = Comparison(GRID, 8, 2)(*images, torch.tensor(0.0))
-    one, two = (mind(image) for image in images)
-    torch.testing.assert_close(ahead, newton_step(one, two, torch.ones_like(images[0]), 2, 17 / 6))
+    one, two = (look(image) for image in images)
+    torch.testing.assert_close(
+        ahead, newton_step(one, two, torch.ones_like(images[0]), 2, REACH_MM / 6)
+    )
     assert torch.equal(found[:, 27:30], ahead)
 
 
@@ -146,7 +148,7 @@ def test_a_deformable_network_takes_its_share_of_the_newton_step(name, factor):
     torch.nn.init.zeros_(last.weight)
     last.bias.data = torch.tensor([0.0, 0.0, 0.1, 1.0, 0.5, 0.0])
     images = torch.rand(2, 1, 1, *grid.shape)
-    step = newton_step(*(mind(i) for i in images), torch.ones_like(images[0]), 2, 17 / 3)
+    step = newton_step(*(look(i) for i in images), torch.ones_like(images[0]), 2, REACH_MM / 3)
     coarse, places = grid.coarsened(factor), grid
     if name == "bspline":
         places = transform.control_grid(grid)
@@ -174,7 +176,21 @@ def test_the_rigid_network_takes_its_share_of_the_newton_step():
     last.bias.data = torch.cat([torch.zeros(6), torch.tensor([1.0, 1.0, 1.0, 0.5, 0.5, 0.0])])
     images = [torch.rand(1, 1, *grid.shape) for _ in range(2)]
     one, two = (F.avg_pool3d(image, 2) for image in images)
-    step = newton_twist(mind(one), mind(two), torch.ones_like(one), grid.coarsened(2))
+    step = newton_twist(look(one), look(two), torch.ones_like(one), grid.coarsened(2))
     wanted = (step / Rigid().unit(step)).clamp(-1, 1) * last.bias[6:]
     torch.testing.assert_close(network(*images, torch.tensor(0.0)), wanted)
     assert RigidDynamics(grid).head[-1].out_features == 6
+
+
+@pytest.mark.parametrize("name", ["rigid", "bspline", "dense"])
+def test_what_is_known_of_the_fixed_image_changes_nothing_but_the_time(name):
+    torch.manual_seed(0)
+    network = DYNAMICS[name](GRID, **({"seen": 16} if name == "rigid" else {}))
+    head = network.head if name == "dense" else network.head[-1]
+    torch.nn.init.normal_(head.weight)
+    warped, fixed = torch.rand(2, 1, 1, *GRID.shape)
+    anew = network(warped, fixed, torch.tensor(0.5))
+    assert anew.any()
+    assert torch.equal(network(warped, fixed, torch.tensor(0.5), network.known(fixed)), anew)
+    other = network(warped, fixed, torch.tensor(0.5), network.known(warped))
+    assert not torch.equal(other, anew)
