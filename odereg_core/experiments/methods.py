@@ -101,7 +101,7 @@ def _optimiser(*transforms: str) -> Load:
 
 def _newton(letters: str, task: str, *transforms: str) -> Method:
     return Method(
-        f"Gauss-Newton on MIND ({letters})",
+        f"Gauss-Newton ({letters})",
         (task,),
         lambda models, device: Newton(transforms),
         in_paper=False,

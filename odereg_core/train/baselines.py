@@ -235,7 +235,7 @@ def train(
         out,
         trainer.model,
         trainer.optimizer,
-        trainer.schedule.ends,
+        trainer.schedule,
         trainer.step,
         trainer.validate,
         section.validate_every,

@@ -8,7 +8,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -110,6 +110,14 @@ class Schedule:
         return (0, *self.ends[:-1])
 
     @property
+    def anew(self) -> tuple[int, ...]:
+        """The ends after which something else is validated, of other scales or more networks, so
+        that its scores compare with none before."""
+        kinds = [(stage.scales, stage.objective == "affine") for stage in self.stages]
+        changes = zip(self.ends, pairwise(kinds), strict=False)
+        return tuple(end for end, (one, next_) in changes if one != next_)
+
+    @property
     def samples(self) -> int:
         """Examples seen in all."""
         return sum(stage.steps * stage.batch for stage in self.stages)
@@ -165,8 +173,7 @@ class Checkpoint:
         self.best: dict[str, torch.Tensor] = {}
 
     def keep_best(self, score: float) -> bool:
-        """Keep the present weights if their score is the lowest so far (a new stage starts
-        over)."""
+        """Keep the present weights if their score is the lowest so far."""
         better = score < self.best_score
         if better:
             self.best_score = score
@@ -237,7 +244,7 @@ def fit(
     out: Path,
     model: nn.Module,
     optimizer: torch.optim.Adam,
-    ends: tuple[int, ...],
+    schedule: Schedule,
     step: Callable[[int], dict[str, float]],
     validate: Callable[[int], dict[str, float]],
     every: int,
@@ -246,8 +253,8 @@ def fit(
     score: str = "rmse_phi_mm",
     leads: bool = True,
 ) -> Fitted:
-    """Train to the last step of `ends`, from `<name>.checkpoint.safetensors` in `out` where there
-    is one; see `run`. `validate` gets the number of the step just taken."""
+    """Train to the end of a schedule, from `<name>.checkpoint.safetensors` in `out` where there is
+    one; see `run`. `validate` gets the number of the step just taken."""
     commit()
     checkpoint = Checkpoint(out / f"{name}.checkpoint.safetensors", model, optimizer)
     checkpoint.load()
@@ -255,17 +262,18 @@ def fit(
     run(
         checkpoint,
         log,
-        ends[-1],
+        schedule.ends[-1],
         step,
         lambda: validate(checkpoint.step - 1),
         every,
-        ends,
+        schedule.ends,
+        schedule.anew,
         title=title,
         score=score,
         leads=leads,
     )
     facts = {
-        "steps": ends[-1],
+        "steps": schedule.ends[-1],
         "seconds": round(checkpoint.seconds, 1),
         "validation_curve": [[row["step"], row[score]] for row in log.rows],
     }
@@ -280,6 +288,7 @@ def run(
     validate: Callable[[], dict[str, float]],
     every: int,
     ends: tuple[int, ...] = (),
+    anew: tuple[int, ...] = (),
     title: str = "training",
     score: str = "rmse_phi_mm",
     leads: bool = True,
@@ -287,7 +296,8 @@ def run(
     """Take steps up to `total`; validate and save every `every` steps and at the steps in `ends`.
 
     `validate` returns its numbers; the lowest `score` among them marks the best weights. At a step
-    in `ends` a stage is over: the best weights become the present ones and the score starts over.
+    in `ends` a stage is over and the best weights become the present ones; at one in `anew` the
+    score starts over.
     Of several processes only the one that `leads` writes and shows anything.
     """
     started = time.monotonic() - checkpoint.seconds
@@ -320,7 +330,7 @@ def run(
             bar.set_postfix({k: f"{v:.3g}" for k, v in (means | numbers).items()})
             if over:
                 checkpoint.model.load_state_dict(checkpoint.best)
-                if checkpoint.step < total:
+                if checkpoint.step in anew:
                     checkpoint.best_score = float("inf")
             if leads:
                 checkpoint.save()

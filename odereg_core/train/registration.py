@@ -269,7 +269,7 @@ def train(
         out,
         trainer.model,
         trainer.optimizer,
-        schedule.ends,
+        schedule,
         trainer.step,
         lambda step: trainer.validate(schedule.at(step)[0].scales),
         section.validate_every,

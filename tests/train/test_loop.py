@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from odereg_core.train.loop import arithmetic, mixed_precision
+from odereg_core.profiles import Stage
+from odereg_core.train.loop import Checkpoint, Log, Schedule, arithmetic, mixed_precision, run
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,41 @@ def test_a_cpu_computes_in_bfloat16_only_where_it_has_instructions_for_it(
 def test_an_older_torch_that_cannot_tell_computes_in_float32(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert arithmetic("cpu", "bf16") == "float32"
+
+
+def stages(*kinds):
+    return Schedule(
+        tuple(Stage(objective=kind, scales=n, steps=2, batch=1, lr=1) for kind, n in kinds)
+    )
+
+
+def test_scores_start_anew_only_where_something_else_is_validated():
+    ours = stages(("velocity", 1), ("velocity", 2), ("velocity", 3), ("losses", 3))
+    assert ours.ends == (2, 4, 6, 8) and ours.anew == (2, 4)
+    assert stages(("affine", 2), ("losses", 2), ("losses", 2)).anew == (2,)
+
+
+@pytest.mark.parametrize(("kinds", "kept"), [((1, 1), 1.0), ((1, 2), 2.0)])
+def test_a_last_stage_that_only_worsens_a_model_leaves_the_weights_before_it(tmp_path, kinds, kept):
+    """The model's one weight is counted up, and its score with it."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.zero_()
+    schedule = stages(*(("losses", n) for n in kinds))
+    checkpoint = Checkpoint(tmp_path / "x", model, torch.optim.Adam(model.parameters()))
+
+    def step(number):
+        model.weight.data += 1
+        return {"loss": 0.0}
+
+    run(
+        checkpoint,
+        Log(tmp_path / "log.csv", 0),
+        schedule.ends[-1],
+        step,
+        lambda: {"rmse_phi_mm": float(model.weight)},
+        1,
+        schedule.ends,
+        schedule.anew,
+    )
+    # The second stage begins with the first one's best, 1, and its own best is the step after.
+    assert float(model.weight) == kept
