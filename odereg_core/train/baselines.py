@@ -235,10 +235,11 @@ def train(
         out,
         trainer.model,
         trainer.optimizer,
-        trainer.schedule,
+        trainer.schedule.ends,
         trainer.step,
         trainer.validate,
         section.validate_every,
+        anew=trainer.schedule.anew,
         title=f"{name} ({profile.name})",
     )
     save_model(fitted.weights, trainer.model)

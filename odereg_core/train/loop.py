@@ -244,17 +244,18 @@ def fit(
     out: Path,
     model: nn.Module,
     optimizer: torch.optim.Adam,
-    schedule: Schedule,
+    ends: tuple[int, ...],
     step: Callable[[int], dict[str, float]],
     validate: Callable[[int], dict[str, float]],
     every: int,
     *,
     title: str,
+    anew: tuple[int, ...] = (),
     score: str = "rmse_phi_mm",
     leads: bool = True,
 ) -> Fitted:
-    """Train to the end of a schedule, from `<name>.checkpoint.safetensors` in `out` where there is
-    one; see `run`. `validate` gets the number of the step just taken."""
+    """Train to the last step of `ends`, from `<name>.checkpoint.safetensors` in `out` where there
+    is one; see `run`. `validate` gets the number of the step just taken."""
     commit()
     checkpoint = Checkpoint(out / f"{name}.checkpoint.safetensors", model, optimizer)
     checkpoint.load()
@@ -262,18 +263,18 @@ def fit(
     run(
         checkpoint,
         log,
-        schedule.ends[-1],
+        ends[-1],
         step,
         lambda: validate(checkpoint.step - 1),
         every,
-        schedule.ends,
-        schedule.anew,
+        ends,
+        anew,
         title=title,
         score=score,
         leads=leads,
     )
     facts = {
-        "steps": schedule.ends[-1],
+        "steps": ends[-1],
         "seconds": round(checkpoint.seconds, 1),
         "validation_curve": [[row["step"], row[score]] for row in log.rows],
     }

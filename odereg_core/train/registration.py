@@ -269,10 +269,11 @@ def train(
         out,
         trainer.model,
         trainer.optimizer,
-        schedule,
+        schedule.ends,
         trainer.step,
         lambda step: trainer.validate(schedule.at(step)[0].scales),
         section.validate_every,
+        anew=schedule.anew,
         title=f"{transform} ({profile.name})",
         leads=team.leads,
     )
