@@ -72,9 +72,9 @@ def look(image: Image) -> Look:
     return context(image) * (image > 0)
 
 
-def shared(warped: Image, fixed: Image) -> Image:
-    """Where both images have a foreground."""
-    return ((warped > 0) & (fixed > 0)).to(warped.dtype)
+def shared(warped: Look, fixed: Look) -> Image:
+    """Where the images of two looks both have a foreground."""
+    return ((warped[:, :1] > 0) & (fixed[:, :1] > 0)).to(warped.dtype)
 
 
 def normal_equations(

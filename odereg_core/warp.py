@@ -98,6 +98,11 @@ def _grid_sample(
     return result.to(image.dtype)
 
 
+def averaged(image: Float[Tensor, "b c x y z"], grid: Grid) -> Float[Tensor, "b c _x _y _z"]:
+    """Images averaged to a coarser grid of their pyramid; as they are on their own."""
+    return F.avg_pool3d(image, image.shape[2] // grid.shape[0])
+
+
 def inside(displacement: Float[Tensor, "b 3 x y z"], grid: Grid) -> Bool[Tensor, "b 1 x y z"]:
     """Where phi(p) falls within the moving image's field of view: elsewhere a warp is padding."""
     points = grid.points(displacement.device, displacement.dtype) + displacement

@@ -41,19 +41,19 @@ class Newton:
         for level, one, two in levels if "rigid" in self.transforms else ():
             known = look(two)
             for _ in range(self.rigid_steps):
-                warped = warp(one, Rigid().displacement(theta, level), level)
-                twist = newton_twist(look(warped), known, shared(warped, two), level)
+                seen = look(warp(one, Rigid().displacement(theta, level), level))
+                twist = newton_twist(seen, known, shared(seen, known), level)
                 theta = theta + Rigid().rate(theta, twist)
             nfe += self.rigid_steps
         at, u = grid, Dense().identity(len(moving), grid, moving.device)
         for level, one, two in levels[-2:] if "dense" in self.transforms else ():
             known, voxel = look(two), u.new_tensor(level.spacing)[:, None, None, None]
+            reach = self.reach_mm / max(level.spacing)
             at, u = level, Dense().resample(u, at, level)
             for _ in range(self.dense_steps):
                 warped = warp(one, compose(Rigid(), theta, u, level), level)
-                inside = shared(warped, two)
-                reach = self.reach_mm / max(level.spacing)
-                step = newton_step(look(warped), known, inside, 2, reach)
+                seen = look(warped)
+                step = newton_step(seen, known, shared(seen, known), 2, reach)
                 step = Dense().resample(step, level.coarsened(2), level)
                 u = compose(Dense(), u, voxel * step, level)
             nfe += self.dense_steps

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from odereg_core.descriptor import REACH_MM, Look, look, newton_step, newton_twist, shared
 from odereg_core.grid import Grid
 from odereg_core.transforms import BSpline, Dense, Rigid
+from odereg_core.warp import averaged
 
 Image = Float[Tensor, "b 1 x y z"]
 
@@ -119,7 +120,7 @@ class RigidDynamics(nn.Module):
 
     def known(self, fixed: Image) -> Look | None:
         """The fixed image's descriptor, where f is told of it."""
-        return look(_averaged(fixed, self.look)) if self.look else None
+        return look(averaged(fixed.float(), self.look)) if self.look else None
 
     def forward(
         self, warped: Image, fixed: Image, t: Tensor, known: Look | None = None
@@ -129,17 +130,12 @@ class RigidDynamics(nn.Module):
         if self.look is None:
             return self.head(x)
         known = self.known(fixed) if known is None else known
-        one, two = (_averaged(image, self.look) for image in (warped, fixed))
-        twist = newton_twist(look(one), known, shared(one, two), self.look)
+        seen = look(averaged(warped.float(), self.look))
+        twist = newton_twist(seen, known, shared(seen, known), self.look)
         # In units of the range, none beyond it.
         step = (twist / Rigid().unit(twist)).clamp(-1, 1)
         own, share = self.head(torch.cat([x, step.to(x.dtype)], dim=1)).chunk(2, dim=1)
         return own + share * step
-
-
-def _averaged(image: Image, grid: Grid) -> Image:
-    """An image on a coarser grid of the pyramid."""
-    return F.avg_pool3d(image.float(), image.shape[2] // grid.shape[0])
 
 
 class Comparison(nn.Module):
@@ -167,8 +163,7 @@ class Comparison(nn.Module):
         self, warped: Image, fixed: Image, t: Tensor, known: Look | None = None
     ) -> tuple[Float[Tensor, "b c x y z"], Float[Tensor, "b 3 x y z"]]:
         a, b = look(warped.float()), look(fixed.float()) if known is None else known
-        inside = shared(warped, fixed).to(a.dtype)
-        ahead = newton_step(a, b, inside, self.stride, self.reach) * self.newton
+        ahead = newton_step(a, b, shared(a, b), self.stride, self.reach) * self.newton
         both = torch.cat([torch.cat([warped, fixed]), torch.cat([a, b])], dim=1)
         features = self.features(both.contiguous(memory_format=torch.channels_last_3d))
         centred = features - features.mean((2, 3, 4), keepdim=True)
@@ -188,7 +183,20 @@ class Comparison(nn.Module):
         return joined.contiguous(memory_format=torch.channels_last_3d), ahead
 
 
-class BSplineDynamics(nn.Module):
+class Deformable(nn.Module):
+    """What the networks of both deformable transforms share: alike at every scale, and told of the
+    fixed image's descriptor."""
+
+    def inherit(self, coarser: Deformable) -> None:
+        """Take over the weights of the next coarser scale's network, which is built alike."""
+        self.load_state_dict(coarser.state_dict())
+
+    def known(self, fixed: Image) -> Look:
+        """The fixed image's descriptor."""
+        return look(fixed.float())
+
+
+class BSplineDynamics(Deformable):
     """Fully convolutional, theta an image of control points (section 3.1).
 
     The images are compared, and brought to voxels of about half a control spacing; there the
@@ -215,14 +223,6 @@ class BSplineDynamics(nn.Module):
         controls, coarse = BSpline().control_grid(grid), grid.coarsened(2**halvings)
         for name, points, voxels in zip("xyz", controls.axes(), coarse.axes(), strict=True):
             self.register_buffer(name, _interpolation(points, voxels), persistent=False)
-
-    def inherit(self, coarser: BSplineDynamics) -> None:
-        """Take over the weights of the next coarser scale's network, which is built alike."""
-        self.load_state_dict(coarser.state_dict())
-
-    def known(self, fixed: Image) -> Look:
-        """The fixed image's descriptor."""
-        return look(fixed.float())
 
     def forward(
         self, warped: Image, fixed: Image, t: Tensor, known: Look | None = None
@@ -251,7 +251,7 @@ def _interpolation(points: Float[Tensor, n], voxels: Float[Tensor, m]) -> Float[
     return (1 - (inside[:, None] - voxels).abs() / spacing).clamp_min(0)
 
 
-class DenseDynamics(nn.Module):
+class DenseDynamics(Deformable):
     """A U-Net (section 3.1, [26]) over the comparison, for voxel-wise velocities (B, 3, X, Y, Z).
 
     Grids of more than `largest` voxels along an axis are entered every second voxel and left by
@@ -284,14 +284,6 @@ class DenseDynamics(nn.Module):
         )
         self.head = silent(nn.Conv3d(channels[0], 6, 3, padding=1))
         self.register_buffer("voxel", _voxel(grid, Dense().range_mm), persistent=False)
-
-    def inherit(self, coarser: DenseDynamics) -> None:
-        """Take over the weights of the next coarser scale's network, which is built alike."""
-        self.load_state_dict(coarser.state_dict())
-
-    def known(self, fixed: Image) -> Look:
-        """The fixed image's descriptor."""
-        return look(fixed.float())
 
     def forward(
         self, warped: Image, fixed: Image, t: Tensor, known: Look | None = None

@@ -34,7 +34,7 @@ from odereg_core.train.loop import (
     validation_pairs,
 )
 from odereg_core.transforms import BSpline, Rigid
-from odereg_core.warp import warp
+from odereg_core.warp import averaged, warp
 from odereg_core.weights import load_model, model_format, save_model
 
 SCALES = 3
@@ -70,7 +70,7 @@ class Couples:
         coarse = copy(self)
         for name in ("images", "moving"):
             fine = getattr(self, name)
-            setattr(coarse, name, [pooled(image.float()[None], grid)[0].half() for image in fine])
+            setattr(coarse, name, [averaged(image.float()[None], grid)[0].half() for image in fine])
         return coarse
 
     def draw(self, batch: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ class BaselineTrainer:
         """u on the images' grid, of what the network finds at a stage's resolution, and the
         penalties on it there."""
         grid = self.grids[stage.scales - 1]
-        seen = pooled(moving, grid), pooled(fixed, grid)
+        seen = averaged(moving, grid), averaged(fixed, grid)
         penalties = {}
         if isinstance(self.model, Rcn):
             cascades = 0 if stage.objective == "affine" else None
@@ -188,11 +188,6 @@ def begin(model: VoxelMorph | Rcn, init: Path) -> None:
     alone = isinstance(model, Rcn) and model_format(init) == VoxelMorph.FORMAT
     for network in model.dense if alone else [model]:
         start_from(network, init)
-
-
-def pooled(image: Tensor, grid: Grid) -> Tensor:
-    """Images averaged to a coarser grid of the pyramid; as they are on their own."""
-    return F.avg_pool3d(image, image.shape[2] // grid.shape[0])
 
 
 def affine_regularity(matrix: Tensor) -> Tensor:
