@@ -67,9 +67,30 @@ def context(image: Image) -> Look:
     return torch.exp(-d / d.mean(1, keepdim=True).clamp_min(1e-5))
 
 
+def box_of(inside: Tensor) -> tuple[slice, slice, slice]:
+    """The smallest box about all that a batch (B, C, X, Y, Z) has inside, and one voxel more where
+    there is one: most of a volume is background, and nothing has to be computed there."""
+    some, box = inside.flatten(0, 1).any(0), []
+    for axis in range(3):
+        n = some.shape[axis]
+        along = some.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist()
+        box.append(slice(max(0, along[0] - 1), min(n, along[-1] + 2)) if along else slice(0, 1))
+    return tuple(box)
+
+
+def put_back(
+    part: Float[Tensor, "b c _x _y _z"], box: tuple[slice, slice, slice], like: Tensor
+) -> Float[Tensor, "b c x y z"]:
+    """What was cut from a volume like that one, where it was, and zeros about it."""
+    pads = [(a.start, n - a.stop) for a, n in zip(box, like.shape[2:], strict=True)]
+    return F.pad(part, [p for pair in reversed(pads) for p in pair])
+
+
 def look(image: Image) -> Look:
     """An image's descriptor, none in the background."""
-    return context(image) * (image > 0)
+    box = box_of(image > 0)
+    part = image[..., *box]
+    return put_back(context(part) * (part > 0), box, image)
 
 
 def shared(warped: Look, fixed: Look) -> Image:
@@ -87,8 +108,10 @@ def normal_equations(
     None outside of `inside`."""
     down, normal = [inside.new_zeros(())] * 3, [inside.new_zeros(())] * 6
     x, y, z = warped.shape[2:]
-    # Few channels at a time stay in the cache: three times as fast as all at once.
-    few = 1 if warped.shape[1] % 3 else 3
+    # All channels of a small volume stay in the cache, and three of a large one: three times as
+    # fast as all of a large one's.
+    channels = warped.shape[1]
+    few = channels if warped.numel() < 2**18 else 1 if channels % 3 else 3
     for one, two in zip(warped.split(few, 1), fixed.split(few, 1), strict=True):
         ahead, padded = two - one, F.pad(one + two, (1,) * 6)
         slopes = [
@@ -123,8 +146,9 @@ def newton_step(
     Of blocks of `stride` voxels an edge and a neighbourhood that is, nearly, a Gaussian of sigma
     `reach` voxels; only what lies `inside` counts. At most three voxels along an axis.
     """
-    about = torch.cat(normal_equations(warped, fixed, inside), 1)
-    about = F.avg_pool3d(about, stride, ceil_mode=True)
+    at = box_of(inside)
+    about = torch.cat(normal_equations(*(x[..., *at] for x in (warped, fixed, inside))), 1)
+    about = F.avg_pool3d(put_back(about, at, inside), stride, ceil_mode=True)
     for _ in range(round(1.5 * (reach / stride) ** 2)):  # each has a variance of 2/3
         about = box(about)
     about = about.movedim(1, -1)
@@ -142,7 +166,8 @@ def newton_twist(
 ) -> Float[Tensor, "b 6"]:
     """The same step of a rigid motion, by all of `grid`'s voxels: omega in rad and v in mm of
     `Rigid.rate`, in the warped image's frame."""
-    down, normal = normal_equations(warped, fixed, inside)
+    at = box_of(inside)
+    down, normal = normal_equations(*(x[..., *at] for x in (warped, fixed, inside)))
     per_mm = 1 / torch.tensor(grid.spacing, device=down.device)
     down = down * per_mm[:, None, None, None]
     # A twist moves the point p by moves[:, :, 0] + moves[:, :, 1:] p, so the sums over voxels that
@@ -152,7 +177,7 @@ def newton_twist(
         moves[i, 3 + i, 0] = 1
         j, k = (i + 1) % 3, (i + 2) % 3
         moves[i, j, 1 + k], moves[i, k, 1 + j] = 1, -1  # omega x p
-    points = grid.points(down.device, down.dtype)[0].flatten(1)
+    points = grid.points(down.device, down.dtype)[0][:, *at].flatten(1)
     powers = torch.cat([torch.ones_like(points[:1]), points])
     products = (powers[:, None] * powers).flatten(0, 1)
     gradient = torch.einsum("ija,bia->bj", moves, down.flatten(2) @ powers.T)

@@ -60,7 +60,7 @@ class _Dynamics(nn.Module):
         self.gain, self.outer = gain, outer
 
     def forward(
-        self, t: Tensor, state: Tensor, moving: Tensor, fixed: Tensor, known: Tensor | None = None
+        self, t: Tensor, state: Tensor, moving: Tensor, fixed: Tensor, *known: Tensor
     ) -> Tensor:
         unit = self.transform.unit(state)
         theta = state * unit
@@ -68,7 +68,7 @@ class _Dynamics(nn.Module):
         if self.outer:
             u = compose(*self.outer, u, self.grid)
         warped = warp(moving, u, self.grid)
-        velocity = self.network(warped, fixed, t, known).to(theta.dtype) * (self.gain * unit)
+        velocity = self.network(warped, fixed, t, *known).to(theta.dtype) * (self.gain * unit)
         return self.transform.rate(theta, velocity) / unit
 
 
@@ -156,7 +156,7 @@ class MSODENet(nn.Module):
                 (i + 1) * length,
                 solver=self.solvers[i],
                 adjoint=self.adjoint,
-                args=(level_moving, level_fixed, known),
+                args=(level_moving, level_fixed, *known),
                 trajectory=trajectory,
                 budget=self.budget,
                 label=f"segment {i + 1} of {self.scales}",

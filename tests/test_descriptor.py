@@ -8,7 +8,17 @@ import torch
 from scipy.ndimage import gaussian_filter, shift
 from scipy.optimize import least_squares
 
-from odereg_core.descriptor import context, mind, newton_step, newton_twist, normal_equations
+from odereg_core.descriptor import (
+    box_of,
+    context,
+    look,
+    mind,
+    newton_step,
+    newton_twist,
+    normal_equations,
+    put_back,
+    shared,
+)
 from odereg_core.grid import Grid
 from odereg_core.transforms import Rigid
 from odereg_core.warp import warp
@@ -68,6 +78,25 @@ def test_it_is_the_least_squares_solution_where_one_neighbourhood_counts():
 
     wanted = np.clip(least_squares(residual, np.zeros(3)).x, -3, 3)
     np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("at", [(3, 4, 5), (0, 0, 0)])
+def test_what_lies_about_the_heads_is_left_out_and_changes_nothing(at):
+    """Two heads in a large volume, in its middle and in its corner, against all of it computed."""
+    images = torch.zeros(2, 1, 20, 18, 16)
+    for image, seed in zip(images, (1, 2), strict=True):
+        head = tensor(smooth_image(seed, (9, 8, 7)))[0].clamp_min(0.3)
+        image[..., *(slice(i, i + n) for i, n in zip(at, head.shape[1:], strict=True))] = head
+    looks = [look(image[None]) for image in images]
+    for found, image in zip(looks, images, strict=True):
+        torch.testing.assert_close(found, context(image[None]) * (image > 0))
+    inside = shared(*looks)
+    box = box_of(inside)
+    assert inside[..., *box].sum() == inside.sum() == 9 * 8 * 7
+    assert inside[..., *box].numel() <= 11 * 10 * 9
+    whole = torch.cat(normal_equations(*looks, inside), 1)
+    part = torch.cat(normal_equations(*(x[..., *box] for x in (*looks, inside))), 1)
+    torch.testing.assert_close(put_back(part, box, inside), whole)
 
 
 def test_swapped_images_turn_it_round_and_nothing_inside_leaves_it_at_zero():

@@ -28,9 +28,9 @@ class Constant(torch.nn.Module):
         self.velocity, self.times = torch.tensor([velocity]), []
 
     def known(self, fixed):
-        return None
+        return ()
 
-    def forward(self, warped, fixed, t, known):
+    def forward(self, warped, fixed, t):
         self.times.append(float(t))
         return self.velocity.expand(len(warped), -1)
 
@@ -183,7 +183,7 @@ def test_the_second_stage_sees_the_image_through_the_first(monkeypatch):
     seen = []
     network = second.networks[0]
 
-    def still(warped, fixed, t, known):
+    def still(warped, fixed, t, *known):
         seen.append(warped)
         return torch.zeros(1, 3, *GRID.shape)
 

@@ -4,7 +4,7 @@ Every network is built for one grid and takes (warped, fixed, t): two images (B,
 [0, 1] on that grid and the time, a scalar. It returns a velocity of theta's shape in units of the
 transform's range (75°, 20 mm, 8 mm). The last layer starts at zero, so that an untrained model is
 the identity. A solve asks often and about one fixed image: what `known` says of it may be handed
-back, to be computed once.
+back after t, to be computed once.
 """
 
 from __future__ import annotations
@@ -16,12 +16,25 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from odereg_core.descriptor import REACH_MM, Look, look, newton_step, newton_twist, shared
+from odereg_core.descriptor import REACH_MM, look, newton_step, newton_twist, shared
 from odereg_core.grid import Grid
 from odereg_core.transforms import BSpline, Dense, Rigid
 from odereg_core.warp import averaged
 
 Image = Float[Tensor, "b 1 x y z"]
+Known = tuple[Tensor, ...]
+
+
+class Convolution(nn.Conv3d):
+    """nn.Conv3d, on a CPU by oneDNN always: torch's own path for a single small image takes up to
+    six times as long."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+        if x.device.type != "cpu" or not plain or not torch.backends.mkldnn.is_available():
+            return super().forward(x)
+        settings = self.padding, self.stride, self.dilation, self.groups
+        return torch.mkldnn_convolution(x, self.weight, self.bias, *settings)
 
 
 def with_time(warped: Image, fixed: Image, t: Tensor) -> Float[Tensor, "b 3 x y z"]:
@@ -47,7 +60,7 @@ class ConvBlock(nn.Sequential):
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
-        convolution = nn.Conv3d(inputs, outputs, 3, stride, padding=1)
+        convolution = Convolution(inputs, outputs, 3, stride, padding=1)
         nn.init.kaiming_normal_(convolution.weight, 0.1)
         nn.init.zeros_(convolution.bias)
         super().__init__(convolution, nn.LeakyReLU(0.1))
@@ -118,20 +131,20 @@ class RigidDynamics(nn.Module):
                 for k in range(3):  # with a padding of 1, these taps lie on the voxels averaged
                     first.weight[k, k, 1:, 1:, 1:] = 1 / 8
 
-    def known(self, fixed: Image) -> Look | None:
+    def known(self, fixed: Image) -> Known:
         """The fixed image's descriptor, where f is told of it."""
-        return look(averaged(fixed.float(), self.look)) if self.look else None
+        return (look(averaged(fixed.float(), self.look)),) if self.look else ()
 
     def forward(
-        self, warped: Image, fixed: Image, t: Tensor, known: Look | None = None
+        self, warped: Image, fixed: Image, t: Tensor, *known: Tensor
     ) -> Float[Tensor, "b 6"]:
         x = self.features(self.stem(with_time(warped, fixed, t))).flatten(1)
         x = torch.cat([x, t.to(x.dtype).expand(len(x), 1)], dim=1)
         if self.look is None:
             return self.head(x)
-        known = self.known(fixed) if known is None else known
-        seen = look(averaged(warped.float(), self.look))
-        twist = newton_twist(seen, known, shared(seen, known), self.look)
+        (there,) = known or self.known(fixed)
+        here = look(averaged(warped.float(), self.look))
+        twist = newton_twist(here, there, shared(here, there), self.look)
         # In units of the range, none beyond it.
         step = (twist / Rigid().unit(twist)).clamp(-1, 1)
         own, share = self.head(torch.cat([x, step.to(x.dtype)], dim=1)).chunk(2, dim=1)
@@ -159,16 +172,20 @@ class Comparison(nn.Module):
         self.features = nn.Sequential(ConvBlock(19, width, stride), ConvBlock(width, width))
         self.channels, self.stride = 27 + 3 + 2 * width + 1, stride
 
-    def forward(
-        self, warped: Image, fixed: Image, t: Tensor, known: Look | None = None
-    ) -> tuple[Float[Tensor, "b c x y z"], Float[Tensor, "b 3 x y z"]]:
-        a, b = look(warped.float()), look(fixed.float()) if known is None else known
-        ahead = newton_step(a, b, shared(a, b), self.stride, self.reach) * self.newton
-        both = torch.cat([torch.cat([warped, fixed]), torch.cat([a, b])], dim=1)
-        features = self.features(both.contiguous(memory_format=torch.channels_last_3d))
+    def seen(self, image: Image) -> Known:
+        """An image's descriptor, its features, and the direction of these from their mean."""
+        described = look(image.float())
+        joined = torch.cat([image, described], dim=1)
+        features = self.features(joined.contiguous(memory_format=torch.channels_last_3d))
         centred = features - features.mean((2, 3, 4), keepdim=True)
-        normal = centred / (centred.square().sum(1, keepdim=True) + 1e-4).sqrt()
-        one, two = normal.chunk(2)
+        return described, features, centred / (centred.square().sum(1, keepdim=True) + 1e-4).sqrt()
+
+    def forward(
+        self, warped: Image, fixed: Image, t: Tensor, *known: Tensor
+    ) -> tuple[Float[Tensor, "b c x y z"], Float[Tensor, "b 3 x y z"]]:
+        a, *features, one = self.seen(warped)
+        b, *others, two = known or self.seen(fixed)
+        ahead = newton_step(a, b, shared(a, b), self.stride, self.reach) * self.newton
         x, y, z = one.shape[2:]
         padded = F.pad(one, (1,) * 6)
         alike = [
@@ -177,23 +194,25 @@ class Comparison(nn.Module):
             for j in range(3)
             for k in range(3)
         ]
-        clock = t.to(features.dtype).expand(len(one), 1, x, y, z)
+        clock = t.to(one.dtype).expand(len(one), 1, x, y, z)
         ahead = ahead.to(one.dtype)
-        joined = torch.cat([*alike, ahead, *features.chunk(2), clock], dim=1)
+        joined = torch.cat([*alike, ahead, *features, *others, clock], dim=1)
         return joined.contiguous(memory_format=torch.channels_last_3d), ahead
 
 
 class Deformable(nn.Module):
-    """What the networks of both deformable transforms share: alike at every scale, and told of the
-    fixed image's descriptor."""
+    """What the networks of both deformable transforms share: a comparison of the images, and that
+    they are alike at every scale."""
+
+    compare: Comparison
 
     def inherit(self, coarser: Deformable) -> None:
         """Take over the weights of the next coarser scale's network, which is built alike."""
         self.load_state_dict(coarser.state_dict())
 
-    def known(self, fixed: Image) -> Look:
-        """The fixed image's descriptor."""
-        return look(fixed.float())
+    def known(self, fixed: Image) -> Known:
+        """What the comparison sees in the fixed image."""
+        return self.compare.seen(fixed)
 
 
 class BSplineDynamics(Deformable):
@@ -216,7 +235,7 @@ class BSplineDynamics(Deformable):
             *(ConvBlock(widest, widest) for _ in range(depth)),
         )
         self.head = nn.Sequential(
-            nn.Conv3d(widest, widest, 1), nn.LeakyReLU(0.1), silent(nn.Conv3d(widest, 6, 1))
+            Convolution(widest, widest, 1), nn.LeakyReLU(0.1), silent(Convolution(widest, 6, 1))
         )
         self.pooled = 2 ** (halvings - first)
         self.register_buffer("voxel", _voxel(grid, BSpline().range_mm), persistent=False)
@@ -225,9 +244,9 @@ class BSplineDynamics(Deformable):
             self.register_buffer(name, _interpolation(points, voxels), persistent=False)
 
     def forward(
-        self, warped: Image, fixed: Image, t: Tensor, known: Look | None = None
+        self, warped: Image, fixed: Image, t: Tensor, *known: Tensor
     ) -> Float[Tensor, "b 3 nx ny nz"]:
-        x, ahead = self.compare(warped, fixed, t, known)
+        x, ahead = self.compare(warped, fixed, t, *known)
         own, share = self.head(self.at_controls(self.features(x))).chunk(2, dim=1)
         step = self.at_controls(F.avg_pool3d(ahead, self.pooled))
         return own + share * step * self.voxel
@@ -282,13 +301,13 @@ class DenseDynamics(Deformable):
             ConvBlock(channels[i] + channels[i - 1], channels[i - 1])
             for i in reversed(range(1, levels))
         )
-        self.head = silent(nn.Conv3d(channels[0], 6, 3, padding=1))
+        self.head = silent(Convolution(channels[0], 6, 3, padding=1))
         self.register_buffer("voxel", _voxel(grid, Dense().range_mm), persistent=False)
 
     def forward(
-        self, warped: Image, fixed: Image, t: Tensor, known: Look | None = None
+        self, warped: Image, fixed: Image, t: Tensor, *known: Tensor
     ) -> Float[Tensor, "b 3 x y z"]:
-        x, ahead = self.compare(warped, fixed, t, known)
+        x, ahead = self.compare(warped, fixed, t, *known)
         skips = []
         for block in self.down:
             x = block(x)

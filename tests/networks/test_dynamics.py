@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.interpolate import RegularGridInterpolator
+from torch import nn
 from torch.nn import functional as F
 
 from odereg_core.descriptor import REACH_MM, look, newton_step, newton_twist
@@ -12,6 +13,7 @@ from odereg_core.networks import DYNAMICS
 from odereg_core.networks.dynamics import (
     BSplineDynamics,
     Comparison,
+    Convolution,
     RigidDynamics,
     _interpolation,
 )
@@ -41,6 +43,24 @@ def test_all_three_inputs_matter(name):
     first = network(moving, fixed, torch.tensor(0.0))
     assert not torch.allclose(first, network(fixed, moving, torch.tensor(0.0)))
     assert not torch.allclose(first, network(moving, fixed, torch.tensor(1.0)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("batch", "kernel", "stride"), [(1, 3, 1), (1, 3, 2), (2, 3, 2), (1, 1, 1)]
+)
+def test_a_convolution_is_torchs_own_its_gradients_too(dtype, batch, kernel, stride):
+    torch.manual_seed(0)
+    ours = Convolution(3, 5, kernel, stride, padding=kernel // 2).to(dtype)
+    theirs = nn.Conv3d(3, 5, kernel, stride, padding=kernel // 2).to(dtype)
+    theirs.load_state_dict(ours.state_dict())
+    image = torch.rand(batch, 3, 7, 6, 5, dtype=dtype, requires_grad=True)
+    answers = []
+    for layer in (ours, theirs):
+        out = layer(image)
+        inputs = [image, *layer.parameters()]
+        answers.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    torch.testing.assert_close(*answers)
 
 
 def test_bspline_features_are_read_where_the_control_points_lie():
@@ -191,6 +211,6 @@ def test_what_is_known_of_the_fixed_image_changes_nothing_but_the_time(name):
     warped, fixed = torch.rand(2, 1, 1, *GRID.shape)
     anew = network(warped, fixed, torch.tensor(0.5))
     assert anew.any()
-    assert torch.equal(network(warped, fixed, torch.tensor(0.5), network.known(fixed)), anew)
-    other = network(warped, fixed, torch.tensor(0.5), network.known(warped))
+    assert torch.equal(network(warped, fixed, torch.tensor(0.5), *network.known(fixed)), anew)
+    other = network(warped, fixed, torch.tensor(0.5), *network.known(warped))
     assert not torch.equal(other, anew)
