@@ -20,15 +20,17 @@ def self_loss(
     grid: Grid,
     inside: Float[Tensor, "b 1 x y z"],
 ) -> Float[Tensor, ""]:
-    """L_self: the mean squared difference of theta, in units of its range (75°, 20 mm, 8 mm).
+    """L_self: the mean squared difference of theta.
 
-    Without the units a radian and a millimetre would weigh alike. Of a deformation it is the mean
-    over `inside` of `grid`: what no image shows is not asked for.
+    Of a rigid motion in units of its range (75°, 20 mm), for a radian and a millimetre would not
+    weigh alike. Of a deformation in mm^2, a component, over `inside` of `grid`: what no image shows
+    is not asked for. (In units of its range, 8 mm, L_reg's weights of section 3.1 outweigh it: the
+    least total loss was then that of a motion a sixth too small for B-splines, and half for dense
+    fields.)
     """
-    difference = (theta - truth) / transform.unit(theta)
     if theta.ndim == 2:
-        return difference.square().mean()
-    square = transform.displacement(difference, grid).square().mean(1, keepdim=True)
+        return ((theta - truth) / transform.unit(theta)).square().mean()
+    square = transform.displacement(theta - truth, grid).square().mean(1, keepdim=True)
     return (square * inside).sum() / inside.sum().clamp_min(1)
 
 

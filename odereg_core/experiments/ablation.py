@@ -81,13 +81,14 @@ def derived(variant: Variant, profile: str) -> dict[str, Any]:
     """A variant's profile as YAML has it: `profile` (built in, or a file), and what differs.
 
     Its size is that which `ablations.yaml` says for the profile's name: the grid, the number of
-    steps, the largest batch.
+    steps, the largest batch, and what its models have besides.
     """
     base = load_profile(profile)
     size = _data()["scale"].get(base.name, {})
     parent = profile if profile in BUILT_IN else str(Path(profile).resolve().with_suffix(""))
     name = f"{base.name}-{variant.figure}-{variant.name}"
-    changes = merged({"extends": parent, "name": name}, variant.changes)
+    models = {m: v for m, v in size.get("models", {}).items() if m in variant.models}
+    changes = merged({"extends": parent, "name": name, "models": models}, variant.changes)
     sections = [*changes["models"].values(), *changes.get("encoders", {}).values()]
     for section in sections:
         for counted in (section, *section.get("stages", ())):
