@@ -56,7 +56,7 @@ def only_of(folder, *files, about=""):
 
 
 CORE = sources("grid.py", "volume.py", "warp.py", "transforms/*.py", "cohort.py", "files.py", "precision.py")
-MODEL = sources("ode/*.py", "networks/*.py", "descriptor.py", "msodenet.py", "motion.py", "pairs.py", "metrics.py", "seen.py")
+MODEL = sources("ode/*.py", "networks/*.py", "box.py", "descriptor.py", "msodenet.py", "motion.py", "pairs.py", "metrics.py", "seen.py")
 TRAIN = sources("losses.py", "similarity.py", "train/*.py")
 
 

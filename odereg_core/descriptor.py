@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from odereg_core.box import box_of, put_back
 from odereg_core.grid import Grid
 from odereg_core.precision import full_precision
 
@@ -65,25 +66,6 @@ def context(image: Image) -> Look:
     seen = [padded[..., i : i + x, j : j + y, k : k + z] for i, j, k in PLACES]
     d = torch.cat([seen[i] - seen[j] for i, j in CLOSE], 1).square()
     return torch.exp(-d / d.mean(1, keepdim=True).clamp_min(1e-5))
-
-
-def box_of(inside: Tensor) -> tuple[slice, slice, slice]:
-    """The smallest box about all that a batch (B, C, X, Y, Z) has inside, and one voxel more where
-    there is one: most of a volume is background, and nothing has to be computed there."""
-    some, box = inside.flatten(0, 1).any(0), []
-    for axis in range(3):
-        n = some.shape[axis]
-        along = some.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist()
-        box.append(slice(max(0, along[0] - 1), min(n, along[-1] + 2)) if along else slice(0, 1))
-    return tuple(box)
-
-
-def put_back(
-    part: Float[Tensor, "b c _x _y _z"], box: tuple[slice, slice, slice], like: Tensor
-) -> Float[Tensor, "b c x y z"]:
-    """What was cut from a volume like that one, where it was, and zeros about it."""
-    pads = [(a.start, n - a.stop) for a, n in zip(box, like.shape[2:], strict=True)]
-    return F.pad(part, [p for pair in reversed(pads) for p in pair])
 
 
 def look(image: Image) -> Look:

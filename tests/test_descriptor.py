@@ -8,15 +8,14 @@ import torch
 from scipy.ndimage import gaussian_filter, shift
 from scipy.optimize import least_squares
 
+from odereg_core.box import box_of, put_back
 from odereg_core.descriptor import (
-    box_of,
     context,
     look,
     mind,
     newton_step,
     newton_twist,
     normal_equations,
-    put_back,
     shared,
 )
 from odereg_core.grid import Grid

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from odereg_core.box import box_of, put_back
 from odereg_core.grid import Grid
 from odereg_core.transforms import Dense, compose
 from odereg_core.warp import warp
@@ -55,18 +56,25 @@ class VoxelMorph(nn.Module):
         super().__init__()
         self.smooth_mm = smooth_mm
         self.unet = VoxelMorphUNet(3, 2, 32, CHANNELS, (16, 16))
-        *_, last = (m for m in self.unet.modules() if isinstance(m, nn.Conv3d))
+        *layers, last = (m for m in self.unet.modules() if isinstance(m, nn.Conv3d))
+        for layer in layers:  # torch's own start loses two thirds of the variance in each
+            nn.init.kaiming_normal_(layer.weight, 0.2)
+            nn.init.zeros_(layer.bias)
         nn.init.normal_(last.weight, std=1e-5)
         nn.init.zeros_(last.bias)
 
     def forward(self, moving: Image, fixed: Image, grid: Grid) -> Displacement:
-        x = torch.cat([moving, fixed], dim=1)
-        rest = [(-n) % 2 ** (len(CHANNELS) // 2) for n in grid.shape]
-        padded = F.pad(x, (0, rest[2], 0, rest[1], 0, rest[0]))
+        both = torch.cat([moving, fixed], dim=1)
+        at = box_of(both > 0)
+        heads = both[..., *at]
+        x, y, z = heads.shape[2:]
+        rest = [(-n) % 2 ** (len(CHANNELS) // 2) for n in (z, y, x)]
+        padded = F.pad(heads, [p for n in rest for p in (0, n)])
         found = self.unet(padded.contiguous(memory_format=torch.channels_last_3d))
-        x, y, z = grid.shape
         spacing = torch.tensor(grid.spacing, device=moving.device)[:, None, None, None]
-        return smoothed(found[:, :, :x, :y, :z].float() * spacing, self.smooth_mm, grid)
+        u = found[:, :, :x, :y, :z].float() * spacing
+        u = smoothed(u, self.smooth_mm, Grid((x, y, z), grid.spacing))
+        return put_back(u, at, moving, outside="edge")
 
     def describe(self) -> dict:
         """What is needed to build the model again."""

@@ -33,6 +33,27 @@ def test_untrained_voxelmorph_is_nearly_the_identity_on_any_grid():
     assert u.shape == (1, 3, *GRID.shape) and u.abs().max() < 0.1
 
 
+def test_voxelmorph_sees_no_background():
+    """A head answers alike wherever it lies in a volume, and about it the field goes on."""
+    torch.manual_seed(1)
+    model = VoxelMorph(smooth_mm=12.0)
+    *_, last = (m for m in model.modules() if isinstance(m, torch.nn.Conv3d))
+    torch.nn.init.normal_(last.weight)
+    heads = torch.rand(2, 1, 1, 9, 8, 7) + 0.1
+    wide = Grid((24, 20, 18), GRID.spacing)
+    fields = []
+    for x, y, z in ((1, 1, 1), (9, 7, 6)):
+        volumes = torch.zeros(2, 1, 1, *wide.shape)
+        volumes[..., x : x + 9, y : y + 8, z : z + 7] = heads
+        u = model(*volumes, wide)
+        fields.append(u[..., x : x + 9, y : y + 8, z : z + 7])
+        torch.testing.assert_close(
+            u[..., x + 10 :, :, :], u[..., [x + 9], :, :].expand_as(u[..., x + 10 :, :, :])
+        )
+    assert fields[0].abs().max() > 1
+    torch.testing.assert_close(*fields)
+
+
 def test_voxelmorph_finds_voxels_so_its_millimetres_scale_with_the_grid():
     model = VoxelMorph(smooth_mm=12.0)
     pair, wider = images(), Grid(GRID.shape, (24.0,) * 3)
