@@ -69,7 +69,7 @@ def test_binder_has_the_same_python_and_the_same_pins():
 
 
 LAYERS = [
-    {"errors", "grid", "files", "precision"},
+    {"errors", "grid", "files", "precision", "box"},
     {"warp", "volume", "cohort", "descriptor"},
     {"transforms", "ode"},
     {"networks", "motion", "metrics", "profiles"},
