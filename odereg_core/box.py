@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 Box = tuple[slice, slice, slice]
 
 
-def box_of(inside: Bool[Tensor, "b c x y z"]) -> Box:
-    """The smallest box about all that a batch has inside, and one voxel more where there is one."""
+def box_of(inside: Shaped[Tensor, "b c x y z"]) -> Box:
+    """The smallest box about all that a batch has inside, where it is not zero, and one voxel more
+    where there is one."""
     some, box = inside.flatten(0, 1).any(0), []
     for axis in range(3):
         n = some.shape[axis]

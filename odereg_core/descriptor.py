@@ -70,9 +70,9 @@ def context(image: Image) -> Look:
 
 def look(image: Image) -> Look:
     """An image's descriptor, none in the background."""
-    box = box_of(image > 0)
-    part = image[..., *box]
-    return put_back(context(part) * (part > 0), box, image)
+    at = box_of(image > 0)
+    part = image[..., *at]
+    return put_back(context(part) * (part > 0), at, image)
 
 
 def shared(warped: Look, fixed: Look) -> Image:

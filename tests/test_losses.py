@@ -38,10 +38,8 @@ def test_the_weights_of_section_3_1_let_a_motion_be_found_whole():
     everywhere = torch.ones(4, 1, *grid.shape)
     for transform, weight in ((BSpline(), 2.0), (Dense(), 10.0)):
         like = transform.identity(4, grid)
-        truth = smooth_field(4, 8.0, grid, like, torch.Generator().manual_seed(0))
-        if transform.name == "bspline":
-            controls = transform.control_grid(grid)
-            truth = smooth_field(4, 8.0, controls, like, torch.Generator().manual_seed(0))
+        points = transform.control_grid(grid) if isinstance(transform, BSpline) else grid
+        truth = smooth_field(4, 8.0, points, like, torch.Generator().manual_seed(0))
         whole = self_loss(like, truth, transform, grid, everywhere)
         rough = regularity(transform.displacement(truth, grid), grid)
         share = float(whole / (whole + weight * rough))  # of (1 - s)^2 whole + s^2 weight rough
