@@ -1,7 +1,8 @@
 # One command for each thing one does here. It sets up what it needs, and redoes only what changed.
 #   make book [PROFILE=smoke|demo|paper] [BRATS=/path/to/BraTS2020] [UNSEEN=/path/to/IXI]
 #   make pdf (the book on paper)    make live (the notebooks in JupyterLab)    make nbval (the same outputs again?)
-#   make results (all test pairs)    make ablations (Fig. 4)    make keep    make test    make lint    make bench    make clean
+#   make results (all test pairs)    make ablations (Fig. 4)    make keep    make bench
+#   make test (ten minutes)    make slow (the tests it leaves out)    make lint    make clean
 
 PROFILE ?= demo
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -24,11 +25,11 @@ READY := .venv/.ready
 BIN := .venv/bin/
 endif
 
-.PHONY: help book pdf live nbval results ablations keep test lint bench clean
+.PHONY: help book pdf live nbval results ablations keep test slow lint bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '2,4s/^# *//p' Makefile
+	@sed -n '2,5s/^# *//p' Makefile
 
 .venv/.ready: pyproject.toml requirements.lock
 	@echo "== making .venv and installing the pinned dependencies (about 2 GB, a few minutes)"
@@ -68,7 +69,10 @@ keep: $(READY)
 	PATH="$(abspath .venv/bin):$$PATH" $(BIN)odereg keep runs/$(PROFILE) --out results/$(PROFILE)
 
 test: $(READY)
-	$(BIN)python -m pytest -n 2 $(TESTS)
+	$(BIN)python -m pytest -n 2 -m "not slow" $(TESTS)
+
+slow: $(READY)
+	$(BIN)python -m pytest -n 2 -m slow $(TESTS)
 
 lint: $(READY)
 	$(BIN)ruff check .

@@ -1,9 +1,14 @@
 """The benchmarks run, and say what they mean; what they measure is for a quiet machine to say."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from odereg_core import bench
-from odereg_core.bench import cost
+from odereg_core.bench import cost, warned
+from odereg_core.cohort import Cohort
+from odereg_core.pairs import pair_keys, simulate
 from odereg_core.profiles import load_profile
 
 
@@ -29,6 +34,31 @@ def test_works_take_turns():
     assert [sorted(turns[i : i + 3]) for i in range(0, 12, 3)] == [["a", "b", "c"]] * 4
     assert turns[3:6] == turns[6:9][::-1]
     assert bench.ratio([2.0, 9.0, 4.0], [1.0, 1.0, 4.0]) == 2.0
+
+
+def test_warnings_are_counted_apart_for_lost_pairs(tiny_cohort, monkeypatch, capsys):
+    """A registration that answers with the truth every other time."""
+    cohort = Cohort(tiny_cohort.folder)
+    keys = pair_keys(cohort.names("test"), cohort.contrasts, "rigid", 4)
+    pairs = [simulate(cohort, cohort.load(key.subject), key, seed=7) for key in keys]
+    answers = iter(enumerate(pairs))
+
+    def register(moving, fixed, transform, refine):
+        number, pair = next(answers)
+        assert transform == "rigid" and np.allclose(moving.centre, 0)
+        truth = pair.displacement[0].numpy()
+        warnings = [] if number == 0 else ["Odd."]
+        return SimpleNamespace(displacement=truth * (1 - number % 2), report={"warnings": warnings})
+
+    monkeypatch.setattr(warned, "register", register)
+    assert warned.main([str(tiny_cohort.folder), "--pairs", "4"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "registered within two voxels: warned of 1 of 2"
+    assert said[1] == "lost: warned of 2 of 2"
+    pair = pairs[1]
+    inside = pair.brain[0, 0].numpy()
+    moved = np.sqrt((pair.displacement[0].numpy()[:, inside] ** 2).sum(0).mean())
+    assert any(f"{moved:.2f} mm: Odd." in line for line in said[2:])
 
 
 def test_an_unknown_benchmark_is_refused(monkeypatch, capsys):
