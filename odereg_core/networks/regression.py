@@ -23,8 +23,8 @@ Displacement = Float[Tensor, "b 3 x y z"]
 CHANNELS = (16, 32, 32, 32, 32, 32)
 CELL = 2
 """Voxels along an edge of what VoxelMorph's U-Net sees as one."""
-CUBE = 32
-"""The affine network sees its images averaged to so many voxels an axis or fewer."""
+AFFINE_MM = 12.0
+"""Of what the affine network sees as one voxel, on every grid that is not coarser."""
 
 
 def smoothed(u: Displacement, sigma_mm: float, grid: Grid) -> Displacement:
@@ -118,9 +118,11 @@ class AffineRegression(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, moving: Image, fixed: Image) -> tuple[Tensor, Tensor]:
+    def forward(self, moving: Image, fixed: Image, grid: Grid) -> tuple[Tensor, Tensor]:
         x = torch.cat([moving, fixed], dim=1)
-        size = [min(CUBE, n) for n in x.shape[2:]]
+        size = [
+            min(n, round(mm / AFFINE_MM)) for n, mm in zip(grid.shape, grid.extent, strict=True)
+        ]
         found = self.linear(self.convolutions(F.adaptive_avg_pool3d(x, size)).flatten(1)).float()
         matrix = torch.eye(3, device=x.device) + found[:, :9].unflatten(1, (3, 3))
         return matrix, 20 * found[:, 9:]
@@ -145,7 +147,7 @@ class Rcn(nn.Module):
     ) -> tuple[Displacement, Tensor, list[Displacement]]:
         """u of the whole map, A of the affine stage, and u of each dense stage by itself: of the
         first `cascades` of them, or of all."""
-        matrix, offset = self.affine(moving, fixed)
+        matrix, offset = self.affine(moving, fixed, grid)
         points = grid.points(moving.device, torch.float32)
         inner = torch.zeros(len(moving), 3, *grid.shape, device=moving.device)
         parts: list[Displacement] = []

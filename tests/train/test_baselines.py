@@ -12,11 +12,11 @@ from odereg_core.files import read_json, sha256
 from odereg_core.grid import Grid
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
-from odereg_core.networks.regression import Rcn, VoxelMorph, cells, smoothed
+from odereg_core.networks.regression import AffineRegression, Rcn, VoxelMorph, cells, smoothed
 from odereg_core.profiles import load_profile
 from odereg_core.train.baselines import BaselineTrainer, affine_regularity, train
 from odereg_core.transforms import Rigid
-from odereg_core.warp import warp
+from odereg_core.warp import averaged, warp
 from odereg_core.weights import load_model, save_model
 
 GRID = Grid((20, 18, 14), (12.0,) * 3)
@@ -107,6 +107,19 @@ def test_rcn_warps_the_moving_image_itself_through_the_composed_maps():
     wanted = torch.einsum("ij,jxyz->ixyz", matrix, p + 2 * shift[:, None, None, None]) + 2.0 - p
     inside = (..., slice(2, -2), slice(2, -2), slice(2, -2))
     torch.testing.assert_close(u[0][inside], wanted[inside], atol=1e-3, rtol=1e-4)
+
+
+def test_the_affine_network_sees_the_same_on_every_grid_of_a_pyramid():
+    torch.manual_seed(0)
+    network = AffineRegression()
+    torch.nn.init.normal_(network.linear.weight, std=0.1)
+    fine = Grid((80, 72, 56), (3.0,) * 3)
+    pair = torch.rand(2, 1, 1, *fine.shape)
+    wanted = network(*pair, fine)
+    assert wanted[1].abs().max() > 0.1
+    for coarse in fine.pyramid(3):
+        found = network(*(averaged(image, coarse) for image in pair), coarse)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_affine_regularity_is_zero_for_rotations_and_known_for_a_stretch():
