@@ -54,10 +54,9 @@ class VoxelMorph(nn.Module):
     Its field has half the images' resolution, as VoxelMorph's code allows; the values of 2^3 voxels
     come in as channels, so nothing of the images is lost, and a step of training takes half as
     long. What the U-Net finds is smoothed by a Gaussian of `smooth_mm`, under which nothing finer
-    is left. Mutual information alone leaves
-    a voxel free to slide along every edge: Adam on it, on five validation pairs of the synthetic
-    cohort 4.4 mm apart, ends at 4.0 mm with the penalty on gradients alone, and at 2.1, 1.3 and
-    0.9 mm with Gaussians of 12, 18 and 24 mm as well.
+    is left. Mutual information alone leaves a voxel free to slide along every edge: Adam on it, on
+    five validation pairs of the synthetic cohort 4.4 mm apart, ends at 4.0 mm with the penalty on
+    gradients alone, and at 2.1, 1.3 and 0.9 mm with Gaussians of 12, 18 and 24 mm as well.
     """
 
     FORMAT = "odereg-voxelmorph-3"
