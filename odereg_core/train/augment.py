@@ -15,7 +15,7 @@ from torch import Tensor
 from odereg_core.descriptor import box, neighbours
 from odereg_core.grid import Grid
 from odereg_core.profiles import Augmentation, MotionSection
-from odereg_core.train.draws import Drawn, motion, stretch, stretched, uniform
+from odereg_core.train.draws import Drawn, motion, normal, stretch, stretched, uniform
 from odereg_core.transforms import Transform
 from odereg_core.warp import warp
 
@@ -73,7 +73,7 @@ def augment(image: Volume, settings: Augmentation, rng: torch.Generator) -> Volu
     inside = image > 0
     field = (settings.bias * smooth_noise(image, 4, rng)).exp()
     sigma = uniform((len(image), 1, 1, 1, 1), 0.0, settings.noise, image, rng)
-    noise = torch.randn(image.shape, generator=rng).to(image.device) * sigma
+    noise = normal(image, rng) * sigma
     return ((image * field + noise) * inside).clamp(0, 1)
 
 

@@ -24,6 +24,15 @@ def uniform(
     return (torch.rand(shape, generator=rng) * (high - low) + low).to(like.device)
 
 
+def normal(like: Tensor, rng: torch.Generator) -> Tensor:
+    """Standard normal values, one a voxel of `like`, drawn where it lies from a seed that every
+    device sees the same: drawn on the CPU they take more than half of a GPU's step."""
+    if like.device.type != "cpu":
+        seed = int(torch.randint(2**62, (1,), generator=rng))
+        rng = torch.Generator(like.device).manual_seed(seed)
+    return torch.randn(like.shape, generator=rng, device=like.device)
+
+
 def rigid_theta(
     batch: int, degrees: float, mm: float, like: Tensor, rng: torch.Generator
 ) -> Float[Tensor, "b 6"]:

@@ -10,6 +10,7 @@ from odereg_core.profiles import MotionSection
 from odereg_core.train.draws import (
     controls_of,
     motion,
+    normal,
     rigid_theta,
     smooth_field,
     state,
@@ -34,6 +35,20 @@ def test_rigid_motions_fill_their_range():
     spread = theta.std(0) * 3**0.5
     torch.testing.assert_close(spread[:3], torch.full((3,), math.radians(75)), rtol=0.05, atol=0)
     torch.testing.assert_close(spread[3:], torch.full((3,), 20.0), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_noise_of_a_whole_image_is_drawn_where_it_lies_and_repeats(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    like = torch.zeros(2, 1, 40, 40, 28, device=device)
+    generator = rng(3)
+    first, second = normal(like, generator), normal(like, generator)
+    assert first.shape == like.shape and first.device == like.device
+    assert torch.equal(first, normal(like, rng(3))) and not torch.equal(first, second)
+    for noise in (first, second):  # within five standard errors of N(0, 1)
+        assert abs(float(noise.mean())) < 5 / noise.numel() ** 0.5
+        assert abs(float(noise.std()) - 1) < 5 / (2 * noise.numel()) ** 0.5
 
 
 def test_smooth_fields_have_the_amplitude_asked_for():
