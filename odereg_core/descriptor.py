@@ -3,6 +3,7 @@ two images' descriptors."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import combinations, combinations_with_replacement
 
 import torch
@@ -139,6 +140,17 @@ def newton_step(
     return step.movedim(-1, 1).clamp(-3, 3)
 
 
+@lru_cache
+def _moves(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "3 6 4"]:
+    """What a twist does to a point: it moves p by moves[:, :, 0] + moves[:, :, 1:] p."""
+    moves = torch.zeros(3, 6, 4)
+    for i in range(3):
+        moves[i, 3 + i, 0] = 1
+        j, k = (i + 1) % 3, (i + 2) % 3
+        moves[i, j, 1 + k], moves[i, k, 1 + j] = 1, -1  # omega x p
+    return moves.to(device, dtype)
+
+
 @full_precision
 def newton_twist(
     warped: Float[Tensor, "b c x y z"],
@@ -152,13 +164,9 @@ def newton_twist(
     down, normal = normal_equations(*(x[..., *at] for x in (warped, fixed, inside)))
     per_mm = 1 / torch.tensor(grid.spacing, device=down.device)
     down = down * per_mm[:, None, None, None]
-    # A twist moves the point p by moves[:, :, 0] + moves[:, :, 1:] p, so the sums over voxels that
-    # are needed are those of g and N times the products of p's coordinates and one.
-    moves = down.new_zeros(3, 6, 4)
-    for i in range(3):
-        moves[i, 3 + i, 0] = 1
-        j, k = (i + 1) % 3, (i + 2) % 3
-        moves[i, j, 1 + k], moves[i, k, 1 + j] = 1, -1  # omega x p
+    # The sums over voxels that are needed are those of g and N times the products of p's
+    # coordinates and one.
+    moves = _moves(down.device, down.dtype)
     points = grid.points(down.device, down.dtype)[0][:, *at].flatten(1)
     powers = torch.cat([torch.ones_like(points[:1]), points])
     products = (powers[:, None] * powers).flatten(0, 1)

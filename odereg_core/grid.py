@@ -8,6 +8,7 @@ own order: a volume on `Grid((nx, ny, nz))` is a tensor (B, C, nx, ny, nz).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -37,11 +38,8 @@ class Grid:
     def axes(
         self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Voxel-centre coordinates along x, y and z, in mm."""
-        return tuple(  # type: ignore[return-value]
-            (torch.arange(n, device=device, dtype=dtype) - (n - 1) / 2) * s
-            for n, s in zip(self.shape, self.spacing, strict=True)
-        )
+        """Voxel-centre coordinates along x, y and z, in mm; every caller's are the same tensors."""
+        return _axes(self, device, dtype)
 
     def points(
         self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
@@ -65,3 +63,14 @@ class Grid:
         """`scales` grids from coarse to fine, a factor 2 apart; the last is this one (section
         2.1)."""
         return [self.coarsened(2**k) for k in reversed(range(scales))]
+
+
+@lru_cache(maxsize=64)
+def _axes(
+    grid: Grid, device: torch.device | str | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Made once: a solve asks for them in every evaluation of f, a few microseconds each time."""
+    return tuple(  # type: ignore[return-value]
+        (torch.arange(n, device=device, dtype=dtype) - (n - 1) / 2) * s
+        for n, s in zip(grid.shape, grid.spacing, strict=True)
+    )
