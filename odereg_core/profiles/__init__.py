@@ -74,6 +74,7 @@ class Stage(_Section):
     decay: float = Field(0.05, ge=0, le=1)
     """The last learning rate over the first, down a half cosine; 1 keeps it constant."""
     solvers: tuple[str, ...] | None = None
+    """For `losses`: what it trains through in place of the model's own, which validate it."""
     left: tuple[float, float] = (0.05, 1.0)
     """For `velocity`: what a state has left to do, as shares of a whole motion."""
     floor_mm: float = Field(1.0, gt=0)

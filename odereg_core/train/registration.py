@@ -207,8 +207,10 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, scales: int) -> dict[str, float]:
-        """RMSE(phi) on the validation pairs, cross-contrast, registered by the coarsest scales."""
+        """RMSE(phi) on the validation pairs, cross-contrast, registered by the coarsest scales with
+        the model's own solvers, whatever a stage trains through."""
         self.model.eval()
+        self.model.solvers = [Solver.parse(s) for s in self.section.solvers]
         errors, evaluations = [], 0
         below = self.model.scales - scales
         for pair in self.pairs:

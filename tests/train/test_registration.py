@@ -103,6 +103,21 @@ def test_warm_up_trains_one_scale_and_the_losses_all(profile, tiny_cohort):
         assert found == moved
 
 
+def test_a_stage_may_train_through_other_solvers_than_the_model_is_validated_with(
+    profile, tiny_cohort
+):
+    section = profile.models["bspline"]
+    stage = section.stages[1].model_copy(
+        update={"scales": 3, "solvers": ("F(1)", "F(0.25)", "F(1)")}
+    )
+    section = section.model_copy(update={"stages": (stage,), "solvers": ("F(0.5)",) * 3})
+    profile = profile.model_copy(update={"models": {"bspline": section}})
+    trainer = Trainer("bspline", profile, tiny_cohort, "cpu")
+    for _ in range(2):
+        assert trainer.step(0)["nfe"] == 1 + 4 + 1
+        assert trainer.validate(3)["val_nfe"] == 2 + 2 + 2
+
+
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_the_total_loss_is_the_papers_sum(profile, tiny_cohort, name):
     """L_sim + lambda_self L_self + lambda_reg L_reg, L_sim on pairs of two contrasts alone."""
