@@ -25,7 +25,7 @@ def uniform(
 
 
 def normal(like: Tensor, rng: torch.Generator) -> Tensor:
-    """Standard normal values, one a voxel of `like`, drawn where it lies from a seed that every
+    """Standard normal values, one for each of `like`, drawn where it lies from a seed that every
     device sees the same: drawn on the CPU they take more than half of a GPU's step."""
     if like.device.type != "cpu":
         seed = int(torch.randint(2**62, (1,), generator=rng))

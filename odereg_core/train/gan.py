@@ -17,6 +17,7 @@ from odereg_core.pairs import pair_keys
 from odereg_core.profiles import EncoderSection, Profile
 from odereg_core.similarity import content_similarity, pad_to_multiple, stacks
 from odereg_core.train.augment import augment
+from odereg_core.train.draws import normal
 from odereg_core.train.loop import (
     check,
     fit,
@@ -77,7 +78,7 @@ def noisy(generator: Generate, sigma: float, rng: torch.Generator) -> Generate:
     """
 
     def generate(content: Content, style: Style, code: Code) -> Stack:
-        noise = torch.randn(content.shape, generator=rng).to(content.device)
+        noise = normal(content, rng)
         inside = (content != 0).any(1, keepdim=True)
         return generator(content + sigma * noise * inside, style, code)
 

@@ -279,7 +279,6 @@ def train(
         title=f"{transform} ({profile.name})",
         leads=team.leads,
     )
-    trainer.model.solvers = [Solver.parse(s) for s in trainer.section.solvers]
     if not team.leads:
         return fitted.weights
     seen = measure(
