@@ -27,7 +27,7 @@ def blobs(seed: int) -> torch.Tensor:
 def content():
     torch.manual_seed(0)
     model = Disentangler(("a", "b"), slices=3, width=4, blocks=1)
-    return content_similarity(model, stacks_an_axis=4)
+    return content_similarity(model, stacks_an_axis=4).requires_grad_(False)
 
 
 def measures(content):

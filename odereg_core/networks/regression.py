@@ -136,10 +136,11 @@ class Rcn(nn.Module):
 
     FORMAT = "odereg-rcn-3"
 
-    def __init__(self, cascades: int = 2):
+    def __init__(self, cascades: int = 2, smooth_mm: float = 24.0):
         super().__init__()
         self.affine = AffineRegression()
-        self.dense = nn.ModuleList(VoxelMorph() for _ in range(cascades))
+        self.dense = nn.ModuleList(VoxelMorph(smooth_mm) for _ in range(cascades))
+        self.smooth_mm = smooth_mm
 
     def stages(
         self, moving: Image, fixed: Image, grid: Grid, cascades: int | None = None
@@ -165,7 +166,7 @@ class Rcn(nn.Module):
 
     def describe(self) -> dict:
         """What is needed to build the model again."""
-        return {"cascades": len(self.dense)}
+        return {"cascades": len(self.dense), "smooth_mm": self.smooth_mm}
 
     @classmethod
     def build(cls, spec: dict) -> Rcn:

@@ -183,6 +183,7 @@ class EncoderSection(_Section):
 class BaselineSection(_Section):
     """A learned baseline of Table 1 and its training; see `odereg_core.train.baselines`.
 
+    `smooth_mm`: the Gaussian over each dense network's displacement.
     `translated`: it sees moving images as the encoder translates them, of `translated` training
     subjects; 0 for the images themselves. `start`: the baseline whose weights it starts from, an
     RCN's cascades from a VoxelMorph's; what that one saw counts among its samples.
@@ -191,6 +192,7 @@ class BaselineSection(_Section):
     network: Literal["voxelmorph", "rcn"]
     task: Literal["rigid", "deformable", "hybrid"]
     similarity: Literal["mi", "ncc"]
+    smooth_mm: float = Field(12.0, gt=0)
     translated: int = Field(0, ge=0)
     start: str | None = None
     seed: int = 0

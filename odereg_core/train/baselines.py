@@ -104,7 +104,7 @@ class BaselineTrainer:
         section, cohort = self.section, self.cohort
         torch.manual_seed(section.seed)
         network = VoxelMorph if section.network == "voxelmorph" else Rcn
-        self.model = network().to(self.device)
+        self.model = network(smooth_mm=section.smooth_mm).to(self.device)
         if self.init:
             begin(self.model, self.init)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=section.stages[0].lr)

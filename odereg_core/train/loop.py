@@ -67,7 +67,7 @@ def start_from(model: MSODENet | Disentangler | VoxelMorph | Rcn, init: Path) ->
     other = load_model(init, next(model.parameters()).device, type(model))
     theirs = other.describe()
     for key, ours in model.describe().items():
-        if key not in ("solvers", "time", "gain") and theirs[key] != ours:
+        if key not in ("solvers", "time", "gain", "smooth_mm") and theirs[key] != ours:
             raise InputError(f"{init}: its {key} is {theirs[key]}, that of the profile {ours}")
     try:
         model.load_state_dict(other.state_dict())

@@ -165,10 +165,12 @@ def test_translated_hands_on_the_fixed_contrast_and_refuses_unknown_ones():
         Translated(model, register)(moving, fixed, GRID, ("t1", "pd"))
 
 
-@pytest.mark.parametrize("model", [VoxelMorph(), Rcn(cascades=1)])
+@pytest.mark.parametrize("model", [VoxelMorph(9.0), Rcn(cascades=1, smooth_mm=9.0)])
 def test_weights_come_back(model, tmp_path):
     save_model(tmp_path / "w.safetensors", model)
     again = load_model(tmp_path / "w.safetensors", kind=type(model))
+    dense = again.dense if isinstance(again, Rcn) else [again]
+    assert all(network.smooth_mm == 9.0 for network in dense)
     pair = images()
     with torch.no_grad():
         torch.testing.assert_close(
@@ -193,8 +195,9 @@ def test_a_step_changes_every_part_and_the_loss_is_the_sum_of_its_terms(name, ti
 def test_what_a_baseline_starts_from_is_its_beginning_and_counts(tiny_cohort, tmp_path):
     profile = load_profile("smoke")
     first = train("vm", profile, tiny_cohort, tmp_path, "cpu")
-    section = profile.baselines["vm"].model_copy(update={"start": "vm"})
+    section = profile.baselines["vm"].model_copy(update={"start": "vm", "smooth_mm": 9.0})
     trainer = BaselineTrainer(section, tiny_cohort, "cpu", init=first)
+    assert trainer.model.smooth_mm == 9.0  # its own, as its solvers would be
     given = load_model(first, kind=VoxelMorph).state_dict()
     assert all(torch.equal(v, given[k]) for k, v in trainer.model.state_dict().items())
 
