@@ -192,7 +192,7 @@ class BaselineSection(_Section):
     network: Literal["voxelmorph", "rcn"]
     task: Literal["rigid", "deformable", "hybrid"]
     similarity: Literal["mi", "ncc"]
-    smooth_mm: float = Field(12.0, gt=0)
+    smooth_mm: float = Field(24.0, gt=0)
     translated: int = Field(0, ge=0)
     start: str | None = None
     seed: int = 0
