@@ -63,6 +63,16 @@ def test_a_claim_that_fails_is_reported_as_failing():
     assert claims.ants_suffers_from_rotation(e).outcome == "fails"
 
 
+def test_rows_beyond_the_paper_decide_nothing():
+    e = paper_evidence()
+    for row in ("no registration", "Adam on Eq. 4 (R+B)", "refined MS-ODENet(R+B)"):
+        e.fig4c.loc[row, "rmse_phi_mm"] = 0.1 if row.startswith("refined") else 25.0
+    assert claims.rcn_generalises_poorly(e).outcome == "holds"
+    assert claims.unseen_beats_all(e).outcome == "holds"
+    e.fig4c.loc["VM*", "rmse_phi_mm"] = 25.0
+    assert claims.rcn_generalises_poorly(e).outcome == "fails"
+
+
 def test_of_nothing_nothing_is_said():
     table = claims.verdicts(claims.evidence(None))
     assert (table["verdict"] == "not measured").all()
