@@ -28,14 +28,14 @@ class Evidence:
     """What there is to judge by: mean and count a (task, method), by the paper's names; a line a
     variant of Figs. 4a and 4b, a line a method of Fig. 4c. Empty where not measured.
 
-    `coarser`: Fig. 4a's voxels over Table 1's, in mm.
+    `coarser`: Fig. 4a's voxels over Table 1's, in mm; None where the two are of different profiles.
     `memory`: MiB of a training step, a line a number of steps, columns `aca` and `backprop`."""
 
     table1: pd.DataFrame
     fig4a: pd.DataFrame
     fig4b: pd.DataFrame
     fig4c: pd.DataFrame
-    coarser: float = 1.0
+    coarser: float | None = 1.0
     memory: pd.DataFrame | None = None
 
 
@@ -76,7 +76,7 @@ def evidence(
     fig4a: pd.DataFrame | None = None,
     fig4b: pd.DataFrame | None = None,
     fig4c: pd.DataFrame | None = None,
-    coarser: float = 1.0,
+    coarser: float | None = 1.0,
     memory: pd.DataFrame | None = None,
 ) -> Evidence:
     """From the tidy tables, each None where there is none; the rest as `Evidence` has it."""
@@ -194,6 +194,8 @@ def ablated_beat_learned(e: Evidence) -> Verdict:
     _, theirs = _split(_block(e.table1, "rigid+deformable"), ("RCN", "VM*", "VM*+I2I"))
     if ablated.empty or theirs.empty:
         return MISSING
+    if e.coarser is None:
+        return Verdict("not measured", "Fig. 4a and Table 1 are of different profiles here")
     holds, told = ablated.max() < theirs.min(), f"{_told(ablated)}; {_told(theirs)}"
     if e.coarser != 1:  # larger voxels are a handicap: who wins in spite of them wins
         told += f"; Fig. 4a on voxels {e.coarser:g} times as wide"

@@ -30,11 +30,13 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Results:
-    """A table, a line a pair; where its numbers come from; and whose it is, in words."""
+    """A table, a line a pair; where its numbers come from; whose it is, in words; and of which
+    profile, where it is of one."""
 
     table: pd.DataFrame
     facts: dict[str, Any]
     source: str
+    profile: str | None = None
 
     @property
     def voxel_mm(self) -> float | None:
@@ -52,14 +54,15 @@ def find(name: str, run: Path, profile: str) -> Results | None:
     """A run's own table, else the kept one, else none."""
     path = run / TABLES[name]
     if path.exists():
-        return _read(path, f"this run, profile {profile}")
+        return _read(path, f"this run, profile {profile}", profile)
     return find_kept(name, profile)
 
 
 def find_kept(name: str, profile: str) -> Results | None:
     """The table that the repository keeps of this profile, else of `demo`, else none."""
     for kept in dict.fromkeys((profile, "demo")):
-        if found := find_in(KEPT / kept, name, f"kept in the repository, profile {kept}"):
+        source = f"kept in the repository, profile {kept}"
+        if found := find_in(KEPT / kept, name, source, kept):
             return found
     return None
 
@@ -69,15 +72,16 @@ def find_real(name: str) -> Results | None:
     return find_in(KEPT / "real", name, "kept in the repository, scans of real heads")
 
 
-def find_in(folder: Path, name: str, source: str) -> Results | None:
+def find_in(folder: Path, name: str, source: str, profile: str | None = None) -> Results | None:
     """The table in a folder of kept ones, if it is there."""
     path = folder / Path(TABLES[name]).name
-    return _read(path, source) if path.exists() else None
+    return _read(path, source, profile) if path.exists() else None
 
 
-def _read(path: Path, source: str) -> Results:
+def _read(path: Path, source: str, profile: str | None) -> Results:
     facts = read_json(path.with_suffix(".json"))
-    return Results(read_table(path), {"": facts} if "commit" in facts else facts, source)
+    facts = {"": facts} if "commit" in facts else facts
+    return Results(read_table(path), facts, source, profile)
 
 
 def keep(run: Path, out: Path) -> list[str]:

@@ -63,7 +63,7 @@ def test_a_last_stage_that_only_worsens_a_model_leaves_the_weights_before_it(tmp
         Log(tmp_path / "log.csv", 0),
         schedule.ends[-1],
         step,
-        lambda: {"rmse_phi_mm": float(model.weight)},
+        lambda: {"rmse_phi_mm": float(model.weight.detach())},
         1,
         schedule.ends,
         schedule.anew,
