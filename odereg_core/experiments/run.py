@@ -109,7 +109,7 @@ class Run:
         return find(name, self.folder, self.profile.name)
 
     def kept(self) -> Results | None:
-        """The results of all pairs that the repository keeps, of this profile or of `demo`."""
+        """The results that the repository keeps, of this profile or of `demo`."""
         return find_kept("pairs", self.profile.name)
 
     def result_facts(self) -> pd.DataFrame:
