@@ -14,11 +14,14 @@ Box = tuple[slice, slice, slice]
 def box_of(inside: Shaped[Tensor, "b c x y z"]) -> Box:
     """The smallest box about all that a batch has inside, where it is not zero, and one voxel more
     where there is one."""
-    some, box = inside.flatten(0, 1).any(0), []
-    for axis in range(3):
-        n = some.shape[axis]
-        along = some.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist()
-        box.append(slice(max(0, along[0] - 1), min(n, along[-1] + 2)) if along else slice(0, 1))
+    some = inside.flatten(0, 1).any(0)
+    plane, box = some.any(0), []
+    for axis in (some.flatten(1).any(1), plane.any(1), plane.any(0)):
+        along = axis.tolist()
+        if True not in along:
+            return (slice(0, 1),) * 3
+        before, after = along.index(True), along[::-1].index(True)
+        box.append(slice(max(0, before - 1), len(along) - max(0, after - 1)))
     return tuple(box)
 
 

@@ -20,10 +20,9 @@ Look = Float[Tensor, "b 18 x y z"]
 REACH_MM = 12.0
 """The sigma of the neighbourhoods whose Gauss-Newton step a deformation follows: half of it follows
 noise, twice that misses most of a deformation with control points 40 mm apart."""
-PLACES = ((1, 1, 1), (0, 1, 1), (2, 1, 1), (1, 0, 1), (1, 2, 1), (1, 1, 0), (1, 1, 2))
-"""A voxel and its six neighbours, each as where a volume starts in itself padded by one."""
 CLOSE = [(i, j) for i, j in combinations(range(7), 2) if i == 0 or i % 2 == 0 or j != i + 1]
-"""The pairs of `PLACES` at most the square root of two apart: all but the opposite ones."""
+"""Of a voxel, 0, and its neighbours to either side along each axis: the pairs at most the square
+root of two voxels apart, all but the opposite ones."""
 
 
 def neighbours(x: Float[Tensor, "b c x y z"], axis: int) -> Float[Tensor, "b c x y z"]:
@@ -63,10 +62,16 @@ def context(image: Image) -> Look:
     Patches make a descriptor less noisy and less sharp. Where a step is fitted to a neighbourhood
     of thousands of voxels, noise averages out and sharpness stays.
     """
-    padded, (x, y, z) = F.pad(image, (1,) * 6), image.shape[2:]
-    seen = [padded[..., i : i + x, j : j + y, k : k + z] for i, j, k in PLACES]
+    x, y, z = image.shape[2:]
+    # As one row of numbers, a volume's neighbours along an axis are the row so much earlier or
+    # later: long rows are read faster than blocks. One plane more, for the last row to end in.
+    row, plane = F.pad(image, (1, 1, 1, 1, 1, 2)).flatten(2), (y + 2) * (z + 2)
+    first = plane + (z + 2) + 1
+    places = (0, -plane, plane, -(z + 2), z + 2, -1, 1)
+    seen = [row[..., first + i : first + i + x * plane] for i in places]
     d = torch.cat([seen[i] - seen[j] for i, j in CLOSE], 1).square()
-    return torch.exp(-d / d.mean(1, keepdim=True).clamp_min(1e-5))
+    alike = torch.exp(d / d.mean(1, keepdim=True).clamp_min(1e-5).neg())
+    return alike.unflatten(2, (x, y + 2, z + 2))[..., :y, :z]
 
 
 def look(image: Image) -> Look:
@@ -88,27 +93,31 @@ def normal_equations(
 ) -> tuple[Float[Tensor, "b 3 x y z"], Float[Tensor, "b 6 x y z"]]:
     """g and N at every voxel: what a displacement v in voxels does there to the squared difference
     of two descriptors is v N v - 2 g v, to first order. N is symmetric: xx, xy, xz, yy, yz, zz.
-    None outside of `inside`."""
+    None outside of `inside`, nor on the outermost voxels, which lack a neighbour."""
     down, normal = [inside.new_zeros(())] * 3, [inside.new_zeros(())] * 6
-    x, y, z = warped.shape[2:]
+    _, y, z = shape = warped.shape[2:]
+    rows, n, plane = (warped.flatten(2), fixed.flatten(2)), inside[0].numel(), y * z
     # All channels of a small volume stay in the cache, and three of a large one: three times as
     # fast as all of a large one's.
     channels = warped.shape[1]
     few = channels if warped.numel() < 2**18 else 1 if channels % 3 else 3
-    for one, two in zip(warped.split(few, 1), fixed.split(few, 1), strict=True):
-        ahead, padded = two - one, F.pad(one + two, (1,) * 6)
-        slopes = [
-            padded[..., 2:, 1:-1, 1:-1] - padded[..., :x, 1:-1, 1:-1],
-            padded[..., 1:-1, 2:, 1:-1] - padded[..., 1:-1, :y, 1:-1],
-            padded[..., 1:-1, 1:-1, 2:] - padded[..., 1:-1, 1:-1, :z],
+    for one, two in zip(*(row.split(few, 1) for row in rows), strict=True):
+        ahead, padded = two - one, F.pad(one + two, (plane, plane))
+        slopes = [  # as in `context`, of volumes as one row
+            padded[..., plane + step : plane + step + n]
+            - padded[..., plane - step : plane - step + n]
+            for step in (plane, z, 1)
         ]
         down = [torch.addcmul(old, slope, ahead) for old, slope in zip(down, slopes, strict=True)]
         squares = combinations_with_replacement(slopes, 2)
         normal = [torch.addcmul(old, *pair) for old, pair in zip(normal, squares, strict=True)]
+    inner = torch.zeros_like(inside)
+    inner[..., 1:-1, 1:-1, 1:-1] = inside[..., 1:-1, 1:-1, 1:-1]
     down, normal = (
-        torch.cat([part.sum(1, keepdim=True) for part in parts], 1) for parts in (down, normal)
+        torch.cat([part.sum(1, keepdim=True) for part in parts], 1).unflatten(2, shape)
+        for parts in (down, normal)
     )
-    return down * (inside / 4), normal * (inside / 16)  # slopes are four times the mean's
+    return down * (inner / 4), normal * (inner / 16)  # slopes are four times the mean's
 
 
 def symmetric(six: Float[Tensor, "*b 6"]) -> Float[Tensor, "*b 3 3"]:
@@ -141,14 +150,17 @@ def newton_step(
 
 
 @lru_cache
-def _moves(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "3 6 4"]:
-    """What a twist does to a point: it moves p by moves[:, :, 0] + moves[:, :, 1:] p."""
-    moves = torch.zeros(3, 6, 4)
+def _moves(
+    spacing: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "6 12"]:
+    """What a twist does to a point: along axis i it moves p by moves[:, i, 0] + moves[:, i, 1:] p
+    voxels, here with both axes as one."""
+    moves = torch.zeros(6, 3, 4)
     for i in range(3):
-        moves[i, 3 + i, 0] = 1
+        moves[3 + i, i, 0] = 1
         j, k = (i + 1) % 3, (i + 2) % 3
-        moves[i, j, 1 + k], moves[i, k, 1 + j] = 1, -1  # omega x p
-    return moves.to(device, dtype)
+        moves[j, i, 1 + k], moves[k, i, 1 + j] = 1, -1  # omega x p
+    return (moves / torch.tensor(spacing)[:, None]).flatten(1).to(device, dtype)
 
 
 @full_precision
@@ -162,17 +174,15 @@ def newton_twist(
     `Rigid.rate`, in the warped image's frame."""
     at = box_of(inside)
     down, normal = normal_equations(*(x[..., *at] for x in (warped, fixed, inside)))
-    per_mm = 1 / torch.tensor(grid.spacing, device=down.device)
-    down = down * per_mm[:, None, None, None]
     # The sums over voxels that are needed are those of g and N times the products of p's
     # coordinates and one.
-    moves = _moves(down.device, down.dtype)
-    points = grid.points(down.device, down.dtype)[0][:, *at].flatten(1)
-    powers = torch.cat([torch.ones_like(points[:1]), points])
+    moves = _moves(grid.spacing, down.device, down.dtype)
+    axes = zip(grid.axes(down.device, down.dtype), at, strict=True)
+    points = torch.meshgrid(*(axis[part] for axis, part in axes), indexing="ij")
+    powers = torch.stack([torch.ones_like(points[0]), *points]).flatten(1)
     products = (powers[:, None] * powers).flatten(0, 1)
-    gradient = torch.einsum("ija,bia->bj", moves, down.flatten(2) @ powers.T)
-    sums = symmetric((normal.flatten(2) @ products.T).mT).movedim(1, -1).unflatten(-1, (4, 4))
-    sums = sums * (per_mm[:, None] * per_mm)[..., None, None]
-    hessian = torch.einsum("ija,bikac,klc->bjl", moves, sums, moves)
+    gradient = (down.flatten(2) @ powers.T).flatten(1) @ moves.T
+    sums = symmetric((normal.flatten(2) @ products.T).mT).unflatten(1, (4, 4))
+    hessian = moves @ sums.permute(0, 3, 1, 4, 2).reshape(-1, 12, 12) @ moves.T
     scale = hessian.diagonal(dim1=1, dim2=2).clamp_min(1e-3)
     return torch.linalg.solve(hessian + 1e-4 * torch.diag_embed(scale), gradient)
