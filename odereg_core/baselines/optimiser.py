@@ -15,11 +15,10 @@ from odereg_core.optimise import optimise
 from odereg_core.similarity import ContentSimilarity
 from odereg_core.transforms import TRANSFORMS, compose
 
-LAMBDA_REG = {"rigid": 0.0, "bspline": 2.0, "dense": 10.0}
-"""The paper's (section 3.1)."""
-LEARNING_RATE = {"rigid": 0.03, "bspline": 0.01, "dense": 0.01}
-"""In units of theta's range (75°, 20 mm, 8 mm). Six validation pairs 4.3 mm apart, B-spline:
-30 steps of 0.03 end at 4.4 mm, of 0.01 at 3.7, of 0.005 at 3.8."""
+SETTINGS = {"rigid": (0.03, 0.0), "bspline": (0.01, 2.0), "dense": (0.01, 10.0)}
+"""The learning rate, in units of theta's range (75°, 20 mm, 8 mm), and the paper's lambda_reg
+(section 3.1). Six validation pairs 4.3 mm apart, B-spline: 30 steps of 0.03 end at 4.4 mm, of 0.01
+at 3.7, of 0.005 at 3.8."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Optimiser:
     ) -> Outcome:
         outer = None
         for name in self.transforms:
-            transform = TRANSFORMS[name]()
+            transform, (lr, lambda_reg) = TRANSFORMS[name](), SETTINGS[name]
             theta, _ = optimise(
                 self.similarity,
                 transform,
@@ -44,8 +43,8 @@ class Optimiser:
                 grid,
                 transform.identity(len(moving), grid, moving.device),
                 steps=self.steps,
-                lr=LEARNING_RATE[name],
-                lambda_reg=LAMBDA_REG[name],
+                lr=lr,
+                lambda_reg=lambda_reg,
                 outer=outer,
             )
             u = transform.displacement(theta, grid)

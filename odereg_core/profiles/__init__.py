@@ -77,6 +77,8 @@ class Stage(_Section):
     """For `losses`: what it trains through in place of the model's own, which validate it."""
     left: tuple[float, float] = (0.05, 1.0)
     """For `velocity`: what a state has left to do, as shares of a whole motion."""
+    solved: float = Field(0.0, ge=0, le=1)
+    """For `velocity`: the share of states that are where the network's own solve has come to."""
     floor_mm: float = Field(1.0, gt=0)
     """For `velocity`: errors weigh relative to what is left, plus this."""
 

@@ -38,6 +38,9 @@ from odereg_core.weights import load_model, save_model
 
 TASKS = {"rigid": "rigid", "bspline": "deformable", "dense": "deformable"}
 """The task each parameterisation is trained and validated for."""
+UNDERWAY = 8, 0.4
+"""Of the states that a network itself comes to in a warm-up: steps from the identity at most, and
+how much of its velocity each takes. All of them leave a fiftieth of what it sees."""
 
 
 def build(transform: str, profile: Profile, section: ModelSection) -> MSODENet:
@@ -145,6 +148,7 @@ class Trainer:
         As flow matching (Lipman et al. 2023) does for generative ODEs: it costs one evaluation of f
         where a solve costs tens, and leaves to the losses what depends on the solver. The network
         learns the velocity that arrives in unit time; the model's gain, how fast it is followed.
+        Of a stage's share `solved`, the states are where the network itself has come to.
         """
         i, transform = stage.scales - 1, self.model.transform
         grid, settings, batch = self.model.grids[i], self.section.motion, stage.batch
@@ -152,21 +156,41 @@ class Trainer:
         drawn, other = (motion(transform, settings, batch, grid, one, rng) for _ in range(2))
         theta = state(transform, drawn, other, 0.3 if i == 0 else 0.0, *stage.left, rng)
         linear = stretch(batch, self.section.augment.stretch, one, rng)
-        u = transform.displacement(theta, grid)
-        warped = warp(augment(one, self.section.augment, rng), stretched(linear, u, grid), grid)
+        moving = augment(one, self.section.augment, rng)
         seen = stretched(linear, drawn.displacement, grid)
         fixed = warp(augment(two, self.section.augment, rng), seen, grid)
-        mine = self.team.share(batch).to(self.device)
-        warped, fixed, theta, target = (x[mine] for x in (warped, fixed, theta, drawn.theta))
         t = (i + uniform((1,), 0.0, 1.0, one, rng)) * self.model.time / self.model.scales
+        steps = int(torch.randint(1, UNDERWAY[0] + 1, (1,), generator=rng))
+        solved = uniform((batch,), 0.0, 1.0, one, rng) < stage.solved
+        mine = self.team.share(batch).to(self.device)
+        moving, linear, fixed, theta, target, solved = (
+            x[mine] for x in (moving, linear, fixed, theta, drawn.theta, solved)
+        )
+
+        network = self.model.networks[i]
         with mixed_precision(self.device, self.section.precision):
-            velocity = self.model.networks[i](warped, fixed, t)
+            known = network.known(fixed)  # type: ignore[operator]
+
+        def velocity_at(theta: Tensor, some: Tensor | slice) -> Tensor:
+            u = stretched(linear[some], transform.displacement(theta, grid), grid)
+            images = warp(moving[some], u, grid), fixed[some]
+            with mixed_precision(self.device, self.section.precision):
+                found = network(*images, t, *(part[some] for part in known))
+            return found.float() * transform.unit(theta)
+
+        if solved.any():
+            on = torch.zeros_like(theta[solved])
+            with torch.no_grad():
+                for _ in range(steps):
+                    on = on + UNDERWAY[1] * transform.rate(on, velocity_at(on, solved))
+            theta[solved] = on
+        velocity = velocity_at(theta, slice(None))
         # A theta that is no image of this grid is smooth: the coarsest grid measures it as well.
         inside, place = (fixed > 0).float(), grid
         if theta.shape[2:] != fixed.shape[2:]:
             inside, place = F.avg_pool3d(inside, 2**i), self.model.grids[0]
         loss = velocity_loss(
-            velocity.float() * transform.unit(theta),
+            velocity,
             transform.towards(theta, target),
             transform,
             place,
