@@ -402,7 +402,7 @@ rule notebook:
         CORE,
         MODEL,
         TRAIN,
-        sources("experiments/*.py", "experiments/*.yaml", "experiments/figures/*.py", "register.py", "batch.py", "optimise.py"),
+        sources("experiments/*.py", "experiments/*.yaml", "experiments/figures/*.py", "registration.py", "batch.py", "optimise.py"),
     output:
         f"{RUN}/notebooks/{{name}}.ipynb",
     resources:

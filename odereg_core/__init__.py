@@ -10,7 +10,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 def __getattr__(name: str):
     if name == "register":
-        from odereg_core.register import register
+        from odereg_core.registration import register
 
         return register
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from odereg_core.errors import InputError
-from odereg_core.files import atomic, read_json, sha256
-from odereg_core.register import load_cascade, register, weights_files
+from odereg_core.files import atomic, digest, read_json, sources
+from odereg_core.registration import load_cascade, register, weights_files
 
 COLUMNS = ("moving", "fixed", "name", "moving_mask", "fixed_mask", "labels")
 Weights = Sequence[Path | str] | None
@@ -85,12 +84,6 @@ def read_pairs(path: Path) -> list[BatchPair]:
     return list(pairs.values())
 
 
-def digest(files: Sequence[Path], *settings: object) -> str:
-    """A hash of all that a registration depends on: its files, by name and bytes, and settings."""
-    content = repr((settings, [(path.name, sha256(path)) for path in files]))
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
 def one(
     pair: BatchPair, out: Path, transform: str, weights: Weights, refine: int, device: str
 ) -> dict:
@@ -100,7 +93,7 @@ def one(
     try:
         models = weights_files(transform, weights)
         masked = bool(pair.moving_mask), bool(pair.fixed_mask)
-        source = digest([*pair.files, *models], transform, refine, masked)
+        source = digest([*sources(), *pair.files, *models], transform, refine, masked)
         try:
             report = read_json(folder / "report.json")
         except InputError:
@@ -121,14 +114,15 @@ def one(
             report = result.report
             report["source"] = source
             result.save(folder)
+        done = {"status": "registered", "displacement_mm": report["displacement_mm"]["mean"]}
+        for key in ("rotation_deg", "translation_mm"):
+            if key in report:
+                done[key] = " ".join(f"{value:g}" for value in report[key])
+        done |= {"seconds": report["seconds"], "warnings": " ".join(report["warnings"])}
     except Exception as error:  # whatever is wrong with one pair, the others go on
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        return row | {"status": "failed", "reason": kind + (str(error).splitlines() or [""])[0]}
-    row |= {"status": "registered", "displacement_mm": report["displacement_mm"]["mean"]}
-    for key in ("rotation_deg", "translation_mm"):
-        if key in report:
-            row[key] = " ".join(f"{value:g}" for value in report[key])
-    return row | {"seconds": report["seconds"], "warnings": " ".join(report.get("warnings", []))}
+        done = {"status": "failed", "reason": kind + (str(error).splitlines() or [""])[0]}
+    return row | done
 
 
 def run(
@@ -142,8 +136,8 @@ def run(
 ) -> pd.DataFrame:
     """Register all pairs, `jobs` at a time, each into `out`/name; the summary, a row a pair.
 
-    A pair that lies there registered from the same bytes by the same models is kept. One that
-    cannot be registered is told in its row. The summary is also in `out`/summary.csv. Raises
+    A pair that lies there registered from the same bytes by the same models and code is kept. One
+    that cannot be registered is told in its row. The summary is also in `out`/summary.csv. Raises
     InputError where `out` cannot be written, or the models cannot be loaded.
     """
     load_cascade(transform, weights, "cpu")

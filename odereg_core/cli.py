@@ -61,7 +61,7 @@ def register(
     field on that grid holding the whole map), affine.mat (ITK; the rigid part, where there is
     one), labels_NAME.nii.gz for each file of labels, and report.json into OUT.
     """
-    from odereg_core.register import register as run
+    from odereg_core.registration import register as run
 
     result = run(
         moving,
@@ -139,7 +139,7 @@ def train(
     """Train a model; goes on from OUT's checkpoint where there is one."""
     from odereg_core.cohort import Cohort
     from odereg_core.profiles import load_profile
-    from odereg_core.register import choose_device
+    from odereg_core.registration import choose_device
     from odereg_core.train import baselines, gan, registration
     from odereg_core.train.team import assemble
 
@@ -175,7 +175,7 @@ def calibrate(
     `odereg train` does so at its end.
     """
     from odereg_core.cohort import Cohort
-    from odereg_core.register import choose_device
+    from odereg_core.registration import choose_device
     from odereg_core.train.calibrate import calibrate as run
 
     seen = run(weights, Cohort(cohort), choose_device(device))
@@ -205,25 +205,31 @@ def evaluate(
 
     from odereg_core.cohort import Cohort
     from odereg_core.experiments.evaluate import evaluate as run
-    from odereg_core.experiments.evaluate import write_results
+    from odereg_core.experiments.evaluate import row, write_results
+    from odereg_core.experiments.methods import weights_of
+    from odereg_core.files import sha256
     from odereg_core.profiles import load_profile
-    from odereg_core.register import choose_device
+    from odereg_core.registration import choose_device
 
     torch.set_num_threads(threads)
     settings, subjects = load_profile(profile), Cohort(cohort)
     count = settings.evaluation.pairs if pairs is None else pairs
     chosen, seed = choose_device(device), settings.evaluation.seed
-    for method in methods.split(","):
-        path, kept = out / f"{method}.csv", out / f".{method}.kept.json"
+    rows = {method: row(method, task) for method in methods.split(",")}
+    kept = {method: out / f".{method}.kept.json" for method in rows}
+    for method, found in rows.items():
+        path = out / f"{method}.csv"
         table = run(
-            method, task, subjects, models, count=count, seed=seed, device=chosen, kept=kept
+            method, task, subjects, models, count=count, seed=seed, device=chosen, kept=kept[method]
         )
         facts = {"profile": settings.name, "task": task, "method": method, "seed": seed}
         facts["voxel_mm"] = subjects.grid.spacing[0]
+        facts["weights"] = {name: sha256(weights_of(models, name)) for name in found.models}
         write_results(table, path, chosen, **facts, pairs=len(table), cohort=subjects.settings)
-        kept.unlink(missing_ok=True)
         error = table.rmse_phi_mm.mean()
         print(f"{method}: RMSE(phi) {error:.2f} mm over {len(table)} pairs -> {path}")
+    for path in kept.values():  # only now: a run that is cut short has no row to repeat
+        path.unlink(missing_ok=True)
 
 
 @app.command()
@@ -241,7 +247,7 @@ def encoders(
     from odereg_core.experiments.landscape import landscape_keys, summary
     from odereg_core.experiments.run import encoders_of
     from odereg_core.profiles import load_profile
-    from odereg_core.register import choose_device
+    from odereg_core.registration import choose_device
 
     settings, subjects = load_profile(profile), Cohort(cohort)
     found = measure(
@@ -268,14 +274,14 @@ def search(
     from shutil import rmtree
 
     from odereg_core.baselines import ants
-    from odereg_core.batch import digest
     from odereg_core.cohort import INDEX, Cohort
     from odereg_core.experiments.evaluate import write_results
     from odereg_core.experiments.search import ranking
     from odereg_core.experiments.search import search as run
+    from odereg_core.files import digest
     from odereg_core.networks.disentangle import Disentangler
     from odereg_core.profiles import load_profile
-    from odereg_core.register import choose_device
+    from odereg_core.registration import choose_device
     from odereg_core.weights import load_model
 
     settings, subjects, chosen = load_profile(profile), Cohort(cohort), choose_device(device)

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -50,9 +50,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_files(out: Path) -> Iterator[Path]:
-    """A folder in `out` to write files to; if all goes well they move to `out`, in the order
-    they were written: where the last is, all are of one writing.
+def atomic_files(out: Path, last: str, optional: Iterable[str] = ()) -> Iterator[Path]:
+    """A folder in `out` to write files to; if all goes well they move to `out`, the one called
+    `last` at the end: where it is, all are of one writing. What an earlier writing left under the
+    `optional` names (with * for any text) goes.
 
     Raises InputError as `atomic` does.
     """
@@ -60,9 +61,10 @@ def atomic_files(out: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True, exist_ok=True)
         yield partial
-        files = sorted(partial.iterdir(), key=lambda p: p.stat().st_mtime_ns)
-        (out / files[-1].name).unlink(missing_ok=True)
-        for file in files:
+        (out / last).unlink(missing_ok=True)
+        for old in [path for name in optional for path in out.glob(name)]:
+            old.unlink()
+        for file in sorted(partial.iterdir(), key=lambda path: path.name == last):
             os.replace(file, out / file.name)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
@@ -82,6 +84,17 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def sources() -> list[Path]:
+    """The package's own code, file by file."""
+    return sorted(Path(__file__).parent.rglob("*.py"))
+
+
+def digest(files: Iterable[Path], *settings: object) -> str:
+    """A hash of all that a result depends on: its files, by name and bytes, and settings."""
+    content = repr((settings, [(path.name, sha256(path)) for path in files]))
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

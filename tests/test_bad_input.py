@@ -18,7 +18,7 @@ from odereg_core import cli
 from odereg_core.cohort import CONTRASTS
 from odereg_core.errors import InputError
 from odereg_core.files import load_tensors, save_tensors
-from odereg_core.register import register
+from odereg_core.registration import register
 
 
 def head(shape=(24, 26, 20), spacing=7.0):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from odereg_core import cli
 from odereg_core.errors import InputError
-from odereg_core.register import register
+from odereg_core.registration import register
 from odereg_core.volume import Volume
 from odereg_core.weights import load_model, save_model
 

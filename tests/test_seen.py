@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from odereg_core.errors import InputError
 from odereg_core.files import load_tensors, save_tensors, sha256
 from odereg_core.grid import Grid
-from odereg_core.register import register
+from odereg_core.registration import register
 from odereg_core.seen import KEY, MARGIN, Seen, cut_cm2, load_seen, of_image, of_result
 from odereg_core.train.calibrate import calibrate
 from odereg_core.volume import Volume

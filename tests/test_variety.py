@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from data_prep import phantom
 from odereg_core.errors import InputError
-from odereg_core.register import register
+from odereg_core.registration import register
 
 SPACING = 3.0
 

@@ -25,7 +25,7 @@ from odereg_core.errors import InputError
 from odereg_core.files import device_name
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
-from odereg_core.register import choose_device
+from odereg_core.registration import choose_device
 from odereg_core.similarity import content_similarity
 from odereg_core.train.gan import GanTrainer
 from odereg_core.train.registration import Trainer

@@ -20,7 +20,7 @@ from odereg_core.errors import InputError
 from odereg_core.grid import Grid
 from odereg_core.metrics import rmse_phi
 from odereg_core.pairs import pair_keys, simulate
-from odereg_core.register import register
+from odereg_core.registration import register
 from odereg_core.volume import Volume
 
 TRANSFORMS = {"rigid": "rigid", "deformable": "bspline", "hybrid": "rigid+bspline"}

@@ -12,15 +12,14 @@ from tqdm.auto import tqdm
 
 from odereg_core import metrics
 from odereg_core.baselines.base import Outcome, Register
-from odereg_core.batch import digest
 from odereg_core.cohort import INDEX, Cohort
 from odereg_core.errors import InputError
-from odereg_core.experiments.methods import METHODS
-from odereg_core.files import atomic, commit, provenance, read_json, write_json
+from odereg_core.experiments.methods import METHODS, Method, weights_of
+from odereg_core.files import atomic, commit, digest, provenance, read_json, sources, write_json
+from odereg_core.ode import SolverError
 from odereg_core.pairs import Pair, PairKey, pair_keys, simulate
 from odereg_core.warp import warp
 
-PACKAGE = Path(__file__).parents[1]
 COLUMNS = [
     "task", "subject", "moving", "fixed", "method", "dice", "rmse_x", "rmse_phi_mm",
     "rmse_phi_grid_mm", "hausdorff95_mm", "seconds", "nfe", "folding", "log_jacobian_std",
@@ -55,6 +54,14 @@ def score(pair: Pair, displacement: torch.Tensor) -> dict[str, float | None]:
     }
 
 
+def row(method: str, task: str) -> Method:
+    """A row of Table 1. Raises InputError where there is none of that name for the task."""
+    if method not in METHODS or task not in METHODS[method].tasks:
+        known = ", ".join(f"{k} ({', '.join(m.tasks)})" for k, m in METHODS.items())
+        raise InputError(f"no method '{method}' for the task '{task}'; there are: {known}")
+    return METHODS[method]
+
+
 def evaluate(
     method: str,
     task: str,
@@ -74,16 +81,13 @@ def evaluate(
     call that does not count. `kept`: a file that holds the pairs done so far, written after each,
     to go on from where it is of the same code, weights, cohort and settings.
     """
-    if method not in METHODS or task not in METHODS[method].tasks:
-        known = ", ".join(f"{k} ({', '.join(m.tasks)})" for k, m in METHODS.items())
-        raise InputError(f"no method '{method}' for the task '{task}'; there are: {known}")
-    register = METHODS[method].load(models, device)
+    found = row(method, task)
+    register = found.load(models, device)
     keys = keys or pair_keys(cohort.names(split), cohort.contrasts, task, count, seed)
     if not keys:
         raise InputError(f"{cohort.folder}: no subject is for '{split}'")
-    weights = [models / f"{name}.safetensors" for name in METHODS[method].models]
-    code = sorted(PACKAGE.rglob("*.py"))
-    of = digest([*code, *weights, cohort.folder / INDEX], method, task, keys, seed, device)
+    weights = [weights_of(models, name) for name in found.models]
+    of = digest([*sources(), *weights, cohort.folder / INDEX], method, task, keys, seed, device)
     return measured(register, method, cohort, keys, seed, device, kept, of)
 
 
@@ -99,7 +103,7 @@ def measured(
     of: str = "",
 ) -> pd.DataFrame:
     """What `evaluate` returns, of any way to register, called `name`; `of` names all that the pairs
-    in the file `kept` depend on."""
+    in the file `kept` depend on. A pair whose solve does not end is left as it was."""
     commit()
     rows = _done(kept, of)
     subject, warm = None, False
@@ -107,7 +111,12 @@ def measured(
     def timed(pair: Pair) -> tuple[float, Outcome]:
         _wait(device)
         start = time.perf_counter()
-        outcome = register(pair.moving, pair.fixed, pair.grid, (pair.key.moving, pair.key.fixed))
+        try:
+            contrasts = pair.key.moving, pair.key.fixed
+            outcome = register(pair.moving, pair.fixed, pair.grid, contrasts)
+        except SolverError as error:
+            tqdm.write(f"{pair.key}: {error}")
+            outcome = Outcome(torch.zeros(1, 3, *pair.grid.shape, device=device))
         warp(pair.moving, outcome.displacement.to(pair.moving), pair.grid)
         _wait(device)
         return time.perf_counter() - start, outcome
@@ -146,7 +155,7 @@ def _done(kept: Path | None, of: str) -> list[dict]:
 
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def write_results(table: pd.DataFrame, path: Path, device: str = "cpu", **facts: object) -> None:

@@ -21,7 +21,7 @@ from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
 from odereg_core.optimise import refine
-from odereg_core.register import load_cascade
+from odereg_core.registration import load_cascade
 from odereg_core.similarity import content_similarity
 from odereg_core.weights import Model, load_model
 
@@ -50,8 +50,13 @@ def _nothing(models: Path, device: str) -> Register:
     return register
 
 
+def weights_of(models: Path, name: str) -> Path:
+    """The weights file of a model in a folder of models."""
+    return models / f"{name}.safetensors"
+
+
 def _model(models: Path, name: str, device: str, kind: type[Model]) -> Model:
-    return load_model(models / f"{name}.safetensors", device, kind)
+    return load_model(weights_of(models, name), device, kind)
 
 
 def _translated(load: Load) -> Load:
@@ -114,7 +119,7 @@ REFINING = 15
 
 def _msodenet(*stages: str, refining: int = 0) -> Load:
     def load(models: Path, device: str) -> Register:
-        files = [models / f"{name}.safetensors" for name in stages]
+        files = [weights_of(models, name) for name in stages]
         cascade = load_cascade("+".join(stages), files, device)
 
         def register(

@@ -109,23 +109,26 @@ class RigidDynamics(nn.Module):
         )
 
     def inherit(self, coarser: RigidDynamics) -> None:
-        """Take over the weights of the next coarser scale's network. With a stem where that one has
-        none, this network then does to an image what the coarser one does to its average.
+        """Take over the weights of the next coarser scale's network. With one strided block more in
+        the stem, this network then does to an image what the coarser one does to its average.
 
         Raises ValueError where the two were not built alike.
         """
-        own, theirs = dict(self.named_parameters()), dict(coarser.named_parameters())
+        more = len(self.stem) - len(coarser.stem)
+        theirs = [*coarser.stem, *coarser.features, coarser.head]
+        ours = [*self.stem, *self.features, self.head][more:]
         with torch.no_grad():
-            for name, value in theirs.items():
-                target = own[name]
-                if target.shape == value.shape:
-                    target.copy_(value)
-                elif name == "features.0.0.weight" and target.shape[1] > value.shape[1]:
-                    target.zero_()
-                    target[:, : value.shape[1]] = value
-                else:
-                    raise ValueError(f"{name}: {tuple(target.shape)} cannot take the coarser's")
-            if len(self.stem) > len(coarser.stem):
+            for block, other in zip(ours, theirs, strict=True):
+                for target, value in zip(block.parameters(), other.parameters(), strict=True):
+                    if target.shape == value.shape:
+                        target.copy_(value)
+                    elif block is ours[0] and more == 1 and value.shape[1:2] == (3,):
+                        target.zero_()
+                        target[:, :3] = value
+                    else:
+                        shapes = f"{tuple(target.shape)} cannot take {tuple(value.shape)}"
+                        raise ValueError(f"the coarser network is of another kind: {shapes}")
+            if more:
                 first = self.stem[0][0]
                 first.weight[:3], first.bias[:3] = 0, 0
                 for k in range(3):  # with a padding of 1, these taps lie on the voxels averaged

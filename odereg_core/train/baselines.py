@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from odereg_core.baselines.translate import translate
 from odereg_core.cohort import Cohort, contrast_pairs
-from odereg_core.files import provenance, read_json, sha256, write_json
+from odereg_core.files import provenance, read_json, write_json
 from odereg_core.grid import Grid
 from odereg_core.losses import regularity
 from odereg_core.metrics import rmse_phi
@@ -27,6 +27,7 @@ from odereg_core.train.loop import (
     Schedule,
     check,
     fit,
+    identity,
     mixed_precision,
     origin,
     start_from,
@@ -218,13 +219,13 @@ def train(
     """
     check(cohort, profile)
     section = profile.baselines[name]
-    translator = None
-    if section.translated:
-        translator = load_model(encoder or out / "encoder.safetensors", device, Disentangler)
+    encoder = (encoder or out / "encoder.safetensors") if section.translated else None
+    translator = encoder and load_model(encoder, device, Disentangler)
     if section.start:
         init = init or out / f"{section.start}.safetensors"
-    earlier = read_json(init.with_suffix(".json"))["samples"] if init else 0
+    earlier = read_json(init.with_suffix(".json")).get("samples", 0) if init else 0
     trainer = BaselineTrainer(section, cohort, device, translator, init)
+    facts = origin(command, profile, section, cohort, device, init=init, encoder=encoder)
     fitted = fit(
         name,
         out,
@@ -234,6 +235,7 @@ def train(
         trainer.step,
         trainer.validate,
         section.validate_every,
+        of=identity(facts),
         anew=trainer.schedule.anew,
         title=f"{name} ({profile.name})",
     )
@@ -241,8 +243,7 @@ def train(
     write_json(
         fitted.weights.with_suffix(".json"),
         {
-            **origin(command, profile, section, cohort, device),
-            "init": init and sha256(init),
+            **facts,
             "samples": earlier + trainer.schedule.samples,
             "validation_rmse_phi_mm": fitted.best,
             **fitted.facts,

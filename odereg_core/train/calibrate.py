@@ -13,7 +13,7 @@ from odereg_core.metrics import rmse_phi
 from odereg_core.msodenet import MSODENet
 from odereg_core.pairs import pair_keys, simulate
 from odereg_core.profiles import Augmentation
-from odereg_core.register import content
+from odereg_core.registration import content
 from odereg_core.seen import KEY, Seen, of_image, of_result
 from odereg_core.train.augment import augment
 from odereg_core.train.loop import step_generator

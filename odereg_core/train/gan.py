@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from odereg_core.box import box_of
 from odereg_core.cohort import Cohort, Subject
-from odereg_core.files import atomic, provenance, sha256, write_json
+from odereg_core.files import atomic, provenance, write_json
 from odereg_core.networks.disentangle import Code, Content, Critic, Disentangler, Stack, Style
 from odereg_core.pairs import pair_keys
 from odereg_core.profiles import EncoderSection, Profile
@@ -21,10 +22,12 @@ from odereg_core.train.draws import normal
 from odereg_core.train.loop import (
     check,
     fit,
+    identity,
     mixed_precision,
     origin,
     start_from,
     step_generator,
+    training_images,
 )
 from odereg_core.transforms import Rigid
 from odereg_core.warp import warp
@@ -142,13 +145,10 @@ class Slices:
     """All training volumes on the device, and random stacks of slices of them."""
 
     def __init__(self, cohort: Cohort, slices: int, downs: int, device: str):
-        self.volumes = torch.stack([cohort.load(n).images.half() for n in cohort.names("train")])
-        self.volumes = self.volumes.to(device)
-        inside = (self.volumes > 0).flatten(0, 1).any(0)
-        self.extent = []
-        for axis in range(3):
-            places = inside.movedim(axis, 0).flatten(1).any(1).nonzero().flatten()
-            self.extent.append((int(places[0]) + 2, int(places[-1]) - 2))
+        self.volumes = training_images(cohort, cohort.grid, device)
+        self.extent = [
+            (at.start + 3, at.stop - 4) for at in box_of(self.volumes.amax((0, 1), keepdim=True))
+        ]
         self.slices, self.downs, self.device = slices, downs, device
 
     def draw(self, axis: int, contrast: Tensor, rng: torch.Generator) -> Tensor:
@@ -373,6 +373,7 @@ def train(
     trainer = GanTrainer(section, cohort, device)
     if init:
         start_from(trainer.translator, init)
+    facts = origin(command, profile, section, cohort, device, init=init)
     shown = cohort.load(cohort.names("val")[0])
 
     def validate(step: int) -> dict[str, float]:
@@ -389,6 +390,7 @@ def train(
         trainer.step,
         validate,
         section.validate_every,
+        of=identity(facts),
         title=f"{name} ({profile.name})",
         score="aligned_over_shifted",
     )
@@ -396,8 +398,7 @@ def train(
     write_json(
         fitted.weights.with_suffix(".json"),
         {
-            **origin(command, profile, section, cohort, device),
-            "init": init and sha256(init),
+            **facts,
             "samples": section.steps * section.batch * 2 * (1 + section.critic_steps),
             "validation": fitted.best,
             **fitted.facts,

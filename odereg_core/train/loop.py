@@ -6,23 +6,26 @@ import csv
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
-from torch import nn
+from jaxtyping import Float16
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
-from odereg_core.files import atomic, commit, load_tensors, save_tensors
+from odereg_core.files import atomic, commit, digest, load_tensors, save_tensors, sha256
+from odereg_core.grid import Grid
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
 from odereg_core.pairs import Pair, pair_keys, simulate
 from odereg_core.profiles import BaselineSection, EncoderSection, ModelSection, Profile, Stage
+from odereg_core.warp import averaged
 from odereg_core.weights import load_model
 
 
@@ -61,6 +64,21 @@ def check(cohort: Cohort, profile: Profile) -> None:
             raise InputError(f"{cohort.folder}: no subject is for '{split}', so nothing can train")
 
 
+def training_images(
+    cohort: Cohort, grid: Grid, device: str, split: str = "train"
+) -> Float16[Tensor, "subjects contrasts x y z"]:
+    """Every image of a split, averaged to a grid of the cohort's pyramid, on the device: no file is
+    read during training."""
+    names = cohort.names(split)
+    # Filled where they stay: of 424 subjects at full size a list and its copy would be 60 GB.
+    found = torch.empty(
+        (len(names), len(cohort.contrasts), *grid.shape), dtype=torch.half, device=device
+    )
+    for images, name in zip(found, names, strict=True):
+        images.copy_(averaged(cohort.load(name).images[None], grid)[0])
+    return found
+
+
 def start_from(model: MSODENet | Disentangler | VoxelMorph | Rcn, init: Path) -> None:
     """Give a model the weights of one like it. Raises InputError where kind, grid or network
     differ."""
@@ -81,8 +99,10 @@ def origin(
     section: EncoderSection | ModelSection | BaselineSection,
     cohort: Cohort,
     device: str,
+    **weights: Path | None,
 ) -> dict[str, object]:
-    """What any trained model's provenance begins with."""
+    """What any trained model's provenance begins with; `weights`: the files that it starts from or
+    trains with."""
     return {
         "command": command,
         "profile": profile.name,
@@ -90,7 +110,14 @@ def origin(
         "arithmetic": arithmetic(device, section.precision),
         "cohort": cohort.settings,
         "training_subjects": len(cohort.names("train")),
+        **{name: path and sha256(path) for name, path in weights.items()},
     }
+
+
+def identity(facts: Mapping[str, object]) -> str:
+    """A hash of what has to be the same for a training to go on: all of `origin` but the
+    command."""
+    return digest([], {key: value for key, value in facts.items() if key != "command"})
 
 
 @dataclass(frozen=True)
@@ -165,10 +192,11 @@ class Log:
 
 
 class Checkpoint:
-    """Weights, Adam's moments, best weights and the step, in one safetensors file."""
+    """Weights, Adam's moments, best weights and the step, in one safetensors file; `of` names all
+    that the training depends on."""
 
-    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Adam):
-        self.path, self.model, self.optimizer = path, model, optimizer
+    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Adam, of: str = ""):
+        self.path, self.model, self.optimizer, self.of = path, model, optimizer, of
         self.step, self.best_score, self.seconds = 0, float("inf"), 0.0
         self.best: dict[str, torch.Tensor] = {}
 
@@ -194,15 +222,21 @@ class Checkpoint:
                 "step": str(self.step),
                 "best_score": repr(self.best_score),
                 "seconds": repr(self.seconds),
+                "of": self.of,
             },
         )
 
     def load(self) -> None:
-        """Go on from the file if there is one. Raises InputError where it is damaged or of another
-        network."""
+        """Go on from the file if there is one. Raises InputError where it is damaged, or of another
+        network or training."""
         if not self.path.exists():
             return
         tensors, metadata = load_tensors(self.path)
+        if metadata.get("of") != self.of:
+            raise InputError(
+                f"{self.path}: a checkpoint of a training with other settings, data or start; "
+                "remove it to begin anew"
+            )
         parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "adam": {}}
         for name, value in tensors.items():
             part, rest = name.split(".", 1)
@@ -249,15 +283,17 @@ def fit(
     validate: Callable[[int], dict[str, float]],
     every: int,
     *,
+    of: str,
     title: str,
     anew: tuple[int, ...] = (),
     score: str = "rmse_phi_mm",
     leads: bool = True,
 ) -> Fitted:
     """Train to the last step of `ends`, from `<name>.checkpoint.safetensors` in `out` where there
-    is one; see `run`. `validate` gets the number of the step just taken."""
+    is one, of the same training `of`; see `run`. `validate` gets the number of the step just
+    taken."""
     commit()
-    checkpoint = Checkpoint(out / f"{name}.checkpoint.safetensors", model, optimizer)
+    checkpoint = Checkpoint(out / f"{name}.checkpoint.safetensors", model, optimizer, of)
     checkpoint.load()
     log = Log(out / f"{name}.log.csv", checkpoint.step)
     run(

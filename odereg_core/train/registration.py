@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odereg_core.cohort import Cohort
-from odereg_core.files import provenance, sha256, write_json
+from odereg_core.files import provenance, write_json
 from odereg_core.losses import regularity, self_loss, velocity_loss
 from odereg_core.metrics import rmse_phi
 from odereg_core.msodenet import MSODENet, pyramid
 from odereg_core.networks.disentangle import Disentangler
-from odereg_core.ode import Solver
+from odereg_core.ode import Solver, SolverError
 from odereg_core.profiles import ModelSection, Profile, Stage
 from odereg_core.seen import KEY
 from odereg_core.similarity import MutualInformation, Similarity, content_similarity
@@ -26,10 +27,12 @@ from odereg_core.train.loop import (
     Schedule,
     check,
     fit,
+    identity,
     mixed_precision,
     origin,
     start_from,
     step_generator,
+    training_images,
     validation_pairs,
 )
 from odereg_core.train.team import Team
@@ -58,18 +61,11 @@ def build(transform: str, profile: Profile, section: ModelSection) -> MSODENet:
 
 
 class Volumes:
-    """Every training image, on one scale's grid and on the device: no file is read during
-    training."""
+    """Every training image on one scale's grid."""
 
     def __init__(self, cohort: Cohort, split: str, scales: int, total: int, device: str):
-        factor = 2 ** (total - scales)
-        images = []
-        for name in cohort.names(split):
-            whole = cohort.load(name).images
-            pooled = F.avg_pool3d(whole[:, None], factor) if factor > 1 else whole[:, None]
-            images.append(pooled[:, 0].half())
-        self.images = torch.stack(images).to(device)  # subjects, contrasts, x, y, z
-        self.device = device
+        grid = cohort.grid.pyramid(total)[scales - 1]
+        self.images, self.device = training_images(cohort, grid, device, split), device
 
     def draw(self, batch: int, rng: torch.Generator, crossed: int = 0) -> tuple[Tensor, Tensor]:
         """Two batches of images (B, 1, X, Y, Z), mirrored left to right half the time: the same
@@ -241,11 +237,13 @@ class Trainer:
             moving, fixed = (
                 pyramid(image.to(self.device), below + 1)[0] for image in (pair.moving, pair.fixed)
             )
-            result = self.model(moving, fixed, scales=scales)
-            theta = self.model.transform.resample(result.theta, result.grids[-1], pair.grid)
-            u = self.model.transform.displacement(theta, pair.grid).cpu()
+            u = torch.zeros_like(pair.displacement)
+            with suppress(SolverError):  # a solve that does not end leaves a pair as it was
+                result = self.model(moving, fixed, scales=scales)
+                theta = self.model.transform.resample(result.theta, result.grids[-1], pair.grid)
+                u = self.model.transform.displacement(theta, pair.grid).cpu()
+                evaluations += result.nfe
             errors.append(float(rmse_phi(u, pair.displacement, pair.brain)))
-            evaluations += result.nfe
         error = torch.tensor(errors)
         return {
             "rmse_phi_mm": float(error.mean()),
@@ -254,14 +252,11 @@ class Trainer:
         }
 
 
-def similarity_of(section: ModelSection, encoder: Path, device: str) -> Similarity | None:
+def similarity_of(section: ModelSection, encoder: Path | None, device: str) -> Similarity | None:
     """L_sim as the profile names it; the content encoder comes from a weights file, frozen."""
-    if section.similarity == "none":
-        return None
-    if section.similarity == "mi":
-        return MutualInformation()
-    model = load_model(encoder, device, Disentangler)
-    return content_similarity(model).requires_grad_(False)
+    if encoder:
+        return content_similarity(load_model(encoder, device, Disentangler)).requires_grad_(False)
+    return MutualInformation() if section.similarity == "mi" else None
 
 
 def train(
@@ -286,8 +281,15 @@ def train(
     """
     check(cohort, profile)
     section = profile.models[transform]
-    similarity = similarity_of(section, encoder or out / "encoder.safetensors", device)
+    needed = section.similarity == "content"
+    encoder = (encoder or out / "encoder.safetensors") if needed else None
+    similarity = similarity_of(section, encoder, device)
+    facts = origin(command, profile, section, cohort, device, init=init, encoder=encoder)
     team = team or Team()
+    for stage in section.stages:  # rather now than after the hours before that stage
+        crossed = stage.batch // 2 if stage.objective == "losses" and similarity else 0
+        for count in (crossed, stage.batch - crossed):
+            team.share(count)
     trainer = Trainer(transform, profile, cohort, device, similarity, init, team)
     schedule = trainer.schedule
     fitted = fit(
@@ -299,6 +301,7 @@ def train(
         trainer.step,
         lambda step: trainer.validate(schedule.at(step)[0].scales),
         section.validate_every,
+        of=identity(facts),
         anew=schedule.anew,
         title=f"{transform} ({profile.name})",
         leads=team.leads,
@@ -312,8 +315,7 @@ def train(
     write_json(
         fitted.weights.with_suffix(".json"),
         {
-            **origin(command, profile, section, cohort, device),
-            "init": init and sha256(init),
+            **facts,
             "samples": schedule.samples,
             "processes": team.size,
             "validation_rmse_phi_mm": fitted.best,

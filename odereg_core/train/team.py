@@ -21,7 +21,9 @@ class Team:
     """The processes of a training; without a Fabric, this one alone.
 
     Every process draws the whole batch from the step's own generator, so a step means the same for
-    any number of them; with solvers of fixed steps its gradient is the single process's.
+    any number of them. Its gradient is the single process's for the warm-up, and for the losses of
+    a rigid map with solvers of fixed steps; the losses of a deformation weigh by each process's
+    own foreground, and content codes are compared where its own images have one.
     """
 
     fabric: Fabric | None = None
@@ -41,7 +43,7 @@ class Team:
         if count % self.size:
             raise InputError(f"{count} examples of a batch cannot be shared by {self.size} devices")
         rank = self.fabric.global_rank if self.fabric else 0
-        return torch.arange(rank, count, self.size)
+        return torch.arange(count)[rank :: self.size]
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """The gradients' mean over all processes, in place."""

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from odereg_core.experiments.figures.style import OURS, THEIRS, show, subplots
-from odereg_core.register import Registered
+from odereg_core.registration import Registered
 from odereg_core.volume import Volume, centre_of_mass, foreground
 
 

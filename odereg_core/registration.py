@@ -63,11 +63,13 @@ class Registered:
 
     def save(self, out: Path | str) -> None:
         """`warped.nii.gz`, `displacement.nii.gz`, `affine.mat` where there is a rigid part,
-        `labels_<name>.nii.gz` for each label file, and last `report.json`: all or none.
+        `labels_<name>.nii.gz` for each label file, and last `report.json`: all or none, and none
+        of another registration's.
 
         Raises InputError where they cannot be written."""
         vectors, affine = self.warped.with_data(np.moveaxis(self.displacement, 0, -1)).native()
-        with atomic_files(Path(out)) as folder:
+        optional = "affine.mat", "labels_*.nii.gz"
+        with atomic_files(Path(out), "report.json", optional) as folder:
             self.warped.save(folder / "warped.nii.gz")
             write_displacement(folder / "displacement.nii.gz", np.moveaxis(vectors, -1, 0), affine)
             if self.matrix is not None:
@@ -111,8 +113,9 @@ def register(
     (a brain mask, for heads with skulls); by default all that is not background. `labels`: files
     in the moving scan's world to be carried along. `refine`: so many steps of direct optimisation
     from the model's answer, on MIND [13]: finer than content codes, which have a quarter of a
-    slice's resolution, and nearer to the truth for every transform. The report's warnings say
-    where scans or answer lie outside what the model has seen (see `odereg_core.seen`).
+    slice's resolution. It brings rigid maps nearer to the truth, not deformations. The report's
+    warnings say where scans or answer lie outside what the model has seen (see
+    `odereg_core.seen`).
 
     Raises InputError for files that are no usable scans, and where the solver does not end on
     them.
@@ -150,7 +153,7 @@ def register(
     except SolverError as error:
         raise InputError(f"{moving.path} to {fixed.path}: the solver gave up ({error})") from None
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     seconds = time.perf_counter() - started
     measures, warnings = _outside(model, files, result, images, (moving, fixed), masks)
     refined = {"refined": _refined(result, images, refine)} if refine else {}
