@@ -39,8 +39,10 @@ help:
 	.venv/bin/pip install --progress-bar off -q -c requirements.lock -e '.[all]'
 	touch $@
 
+# One job at a time has the GPU, where there is one.
+GPU := $(if $(shell command -v nvidia-smi),--resources gpu=1)
 SNAKEMAKE = PATH="$(abspath .venv/bin):$$PATH" $(BIN)python workflow/alone.py $(BIN)snakemake $@ --cores $(JOBS) \
-	--quiet rules host --nolock --rerun-incomplete --config profile=$(PROFILE) $(if $(BRATS),brats="$(BRATS)") $(if $(UNSEEN),unseen="$(UNSEEN)")
+	--quiet rules host --nolock --rerun-incomplete $(GPU) --config profile=$(PROFILE) $(if $(BRATS),brats="$(BRATS)") $(if $(UNSEEN),unseen="$(UNSEEN)")
 
 book: $(READY)
 	$(SNAKEMAKE)

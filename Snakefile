@@ -58,6 +58,7 @@ def only_of(folder, *files, about=""):
 CORE = sources("grid.py", "volume.py", "warp.py", "transforms/*.py", "cohort.py", "files.py", "precision.py")
 MODEL = sources("ode/*.py", "networks/*.py", "box.py", "descriptor.py", "msodenet.py", "motion.py", "pairs.py", "metrics.py", "seen.py")
 TRAIN = sources("losses.py", "similarity.py", "train/*.py")
+REGISTER = sources("losses.py", "similarity.py", "optimise.py", "registration.py", "weights/*.py")
 
 
 rule book:
@@ -101,7 +102,7 @@ rule prepared:
         mem_mb=16000,
         runtime=240,
     params:
-        only=only_of(f"{RUN}/prepared", "data_prep/brats.py", *CORE),
+        only=only_of(f"{RUN}/prepared", "data_prep/brats.py", *CORE, about=(settings.grid, settings.split)),
     shell:
         "{params.only} "
         "python -m data_prep.brats {COHORT:q} {RUN}/prepared --profile {PROFILE} --jobs {threads}"
@@ -131,12 +132,14 @@ else:
         output:
             f"{RUN}/models/{{model}}.safetensors",
             f"{RUN}/models/{{model}}.json",
+        params:
+            settings=lambda w: str(settings.section(w.model)),
         resources:
             gpu=1,
             mem_mb=64000,
             runtime=2880,
         shell:
-            # A checkpoint is for going on after a kill; changed code or data begin anew.
+            # A checkpoint is for going on after a kill; of other settings or data it is refused.
             "odereg train {wildcards.model} --profile {PROFILE} --cohort {RUN}/prepared --out {RUN}/models "
             "&& rm -f {RUN}/models/{wildcards.model}.checkpoint.safetensors"
 
@@ -147,13 +150,16 @@ rule evaluated:
         lambda w: [f"{RUN}/models/{m}.safetensors" for m in METHODS[w.method].models],
         CORE,
         MODEL,
+        REGISTER,
         sources("baselines/*.py", "experiments/evaluate.py", "experiments/methods.py"),
     output:
         f"{RUN}/results/{{task}}/{{method}}.csv",
         f"{RUN}/results/{{task}}/{{method}}.json",
     params:
         pairs="" if PAIRS is None else f"--pairs {PAIRS}",
+        sample=str(settings.evaluation),
     resources:
+        gpu=lambda w: 1 if METHODS[w.method].models else 0,
         mem_mb=16000,
         runtime=1440,
     shell:
@@ -175,12 +181,13 @@ rule merged:
 rule table:
     input:
         f"{RUN}/results/pairs.csv",
+        f"{RUN}/results/pairs.json",
         sources("experiments/tables.py", "experiments/statistics.py", "experiments/paper.yaml"),
     output:
         multiext(f"{RUN}/results/table1", ".csv", ".tex", ".html"),
         f"{RUN}/results/error.png",
     shell:
-        "odereg table {input[0]} --profile {PROFILE} --out {RUN}/results"
+        "odereg table {input[0]} --out {RUN}/results"
 
 
 rule encoders:
@@ -288,6 +295,7 @@ def trained_for(figure, variant):
 rule ablation_evaluated:
     input:
         lambda w: trained_for(w.figure, w.variant),
+        REGISTER,
         sources("experiments/evaluate.py", "experiments/methods.py"),
         profile=f"{FIG4}/{{figure}}/{{variant}}/profile.yaml",
     output:
@@ -363,6 +371,7 @@ rule unseen_evaluated:
         lambda w: [f"{RUN}/models/{m}.safetensors" for m in METHODS[w.method].models],
         CORE,
         MODEL,
+        REGISTER,
         sources("baselines/*.py", "experiments/evaluate.py", "experiments/methods.py"),
     output:
         f"{FIG4}/4c/hybrid/{{method}}.csv",
@@ -402,7 +411,8 @@ rule notebook:
         CORE,
         MODEL,
         TRAIN,
-        sources("experiments/*.py", "experiments/*.yaml", "experiments/figures/*.py", "registration.py", "batch.py", "optimise.py"),
+        sources("experiments/*.py", "experiments/*.yaml", "experiments/figures/*.py", "batch.py"),
+        REGISTER,
     output:
         f"{RUN}/notebooks/{{name}}.ipynb",
     resources:

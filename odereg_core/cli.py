@@ -213,6 +213,7 @@ def evaluate(
 
     torch.set_num_threads(threads)
     settings, subjects = load_profile(profile), Cohort(cohort)
+    subjects.expect(settings.working_grid, settings.name)
     count = settings.evaluation.pairs if pairs is None else pairs
     chosen, seed = choose_device(device), settings.evaluation.seed
     rows = {method: row(method, task) for method in methods.split(",")}
@@ -315,18 +316,16 @@ def merge(
 def table(
     results: Annotated[Path, typer.Argument(help="The merged table of results (pairs.csv).")],
     out: Annotated[Path, typer.Option(help="Folder for table1.csv, .tex, .html and error.png.")],
-    profile: ProfileOption = "demo",
 ) -> None:
     """Table 1 of a run, beside the paper's: numbers, LaTeX, HTML, and error against motion."""
-    from odereg_core.experiments.evaluate import read_results
+    from odereg_core.experiments.evaluate import read_results, voxel_mm
     from odereg_core.experiments.figures.results import error_figure
     from odereg_core.experiments.methods import METHODS
     from odereg_core.experiments.tables import write_table1
     from odereg_core.files import atomic
-    from odereg_core.profiles import load_profile
 
     rows = read_results(results)
-    write_table1(rows, load_profile(profile).grid.spacing, out)
+    write_table1(rows, voxel_mm(results), out)
     with atomic(out / "error.png") as temporary:
         names = {key: method.name for key, method in METHODS.items()}
         error_figure(rows, names).savefig(temporary, metadata={"Software": ""})
@@ -385,10 +384,10 @@ def info(
     from odereg_core.experiments.methods import METHODS
     from odereg_core.files import provenance
     from odereg_core.profiles import BUILT_IN
-    from odereg_core.weights import HERE, describe, load_model
+    from odereg_core.weights import HERE, description
 
     if weights is not None:
-        print(json.dumps(describe(load_model(weights)), indent=1))
+        print(json.dumps(description(weights), indent=1))
         return
     facts = provenance()
     libraries = ", ".join(f"{k} {v}" for k, v in facts["libraries"].items() if v)

@@ -100,6 +100,13 @@ class Cohort:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not a cohort's index ({error})") from None
 
+    def expect(self, grid: Grid, profile: str) -> None:
+        """Raises InputError where the cohort lies on another grid than a profile's."""
+        if self.grid != grid:
+            raise InputError(
+                f"{self.folder}: lies on another grid than the profile '{profile}' works on"
+            )
+
     def names(self, split: str) -> list[str]:
         """The subjects of 'train', 'val' or 'test'."""
         return self.split[split]

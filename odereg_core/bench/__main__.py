@@ -8,7 +8,9 @@ import sys
 import torch
 
 from odereg_core.bench import BENCHES, load
+from odereg_core.errors import InputError
 from odereg_core.files import provenance
+from odereg_core.registration import choose_device
 
 
 def main() -> int:
@@ -21,8 +23,10 @@ def main() -> int:
     if unknown := sorted(set(options.names) - set(BENCHES)):
         parser.error(f"no benchmark '{unknown[0]}'; there are: {', '.join(BENCHES)}")
     torch.set_num_threads(options.threads)
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = auto if options.device == "auto" else options.device
+    try:
+        device = choose_device(options.device)
+    except InputError as error:
+        parser.error(str(error))
     failed = []
     for name in options.names or BENCHES:
         table = load(name)(device)

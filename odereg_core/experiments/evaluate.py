@@ -183,7 +183,19 @@ def read_results(path: Path) -> pd.DataFrame:
     table = read_table(path)
     if missing := [c for c in COLUMNS if c not in table.columns]:
         raise InputError(f"{path}: not a results table, it lacks the column '{missing[0]}'")
+    if unknown := sorted(set(table["method"].astype(str)) - set(METHODS)):
+        raise InputError(f"{path}: no method is called '{unknown[0]}'")
     return table
+
+
+def voxel_mm(path: Path) -> float:
+    """The voxel size of all rows of a merged table, from the JSON beside it. Raises InputError
+    where they have none, or several."""
+    facts = path.with_suffix(".json")
+    sizes = {row.get("voxel_mm") for row in read_json(facts).values() if isinstance(row, dict)}
+    if len(sizes) != 1 or None in sizes:
+        raise InputError(f"{facts}: its rows are not of one size of voxels")
+    return float(sizes.pop())
 
 
 def merged_facts(folder: Path) -> dict[str, dict]:

@@ -14,8 +14,8 @@ from scipy.spatial.transform import Rotation
 from odereg_core.errors import InputError
 from odereg_core.volume import Volume, foreground, open_nifti, save_nifti
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "brats_layout"
-"""Where real volumes may lie beside the repository; ODEREG_REAL names another folder."""
+REAL = "ODEREG_REAL"
+"""The variable of the environment that names a folder of real volumes in BraTS's layout."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class ScanPair:
 
 
 def scan_pair(cohort: Path, out: Path) -> ScanPair:
-    """The first subject below the real volumes' folder, or below `cohort`; the T2 is written to
+    """The first subject below the folder that `REAL` names, or below `cohort`; the T2 is written to
     `out` as if the head had turned by (12, -9, 20)° and moved by (6, -8, 5) mm before it.
 
     Raises InputError where neither folder holds a subject in BraTS's layout.
     """
-    real = Path(os.environ.get("ODEREG_REAL", REAL))
-    for root in (real, cohort):
+    named = os.environ.get(REAL)
+    for root in (*([Path(named)] if named else []), cohort):
         for moving in sorted(root.glob("[!.]*/*_t1.nii.gz")):
             other, labels = (
                 moving.with_name(moving.name.replace("_t1.", f"_{kind}.")) for kind in ("t2", "seg")
@@ -62,5 +62,5 @@ def scan_pair(cohort: Path, out: Path) -> ScanPair:
             motion = centre @ motion @ np.linalg.inv(centre)
             fixed = out / "t2_turned.nii.gz"
             save_nifti(fixed, np.asarray(image.dataobj), motion @ affine)
-            return ScanPair(moving, fixed, labels, np.linalg.inv(motion), root == real)
+            return ScanPair(moving, fixed, labels, np.linalg.inv(motion), root != cohort)
     raise InputError(f"{cohort}: holds no subject with t1, t2 and seg")

@@ -14,12 +14,14 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from odereg_core.errors import InputError
@@ -32,6 +34,16 @@ BUILT_IN = tuple(sorted(path.stem for path in HERE.glob("*.yaml")))
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _parsed(solvers: tuple[str, ...]) -> tuple[str, ...]:
+    for solver in solvers:
+        Solver.parse(solver)
+    return solvers
+
+
+Solvers = Annotated[tuple[str, ...], AfterValidator(_parsed)]
+"""Solvers as the paper writes them, one a scale."""
 
 
 class GridSection(_Section):
@@ -73,9 +85,9 @@ class Stage(_Section):
     lr: float = Field(gt=0)
     decay: float = Field(0.05, ge=0, le=1)
     """The last learning rate over the first, down a half cosine; 1 keeps it constant."""
-    solvers: tuple[str, ...] | None = None
+    solvers: Solvers | None = None
     """For `losses`: what it trains through in place of the model's own, which validate it."""
-    left: tuple[float, float] = (0.05, 1.0)
+    left: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.05, 1.0)
     """For `velocity`: what a state has left to do, as shares of a whole motion."""
     solved: float = Field(0.0, ge=0, le=1)
     """For `velocity`: the share of states that are where the network's own solve has come to."""
@@ -112,7 +124,7 @@ class MotionSection(_Section):
 class ModelSection(_Section):
     """One MS-ODENet and its training."""
 
-    solvers: tuple[str, ...]
+    solvers: Solvers
     time: float = Field(3.0, gt=0)
     gain: Annotated[float, Field(gt=0)] | tuple[Annotated[float, Field(gt=0)], ...] = 10.0
     """How fast the networks' velocities are followed; see `MSODENet`."""
@@ -135,13 +147,6 @@ class ModelSection(_Section):
         if any(stage.objective == "affine" for stage in stages):
             raise ValueError("the objective 'affine' is for RCN")
         return stages
-
-    @field_validator("solvers")
-    @classmethod
-    def _solvers_parse(cls, solvers: tuple[str, ...]) -> tuple[str, ...]:
-        for solver in solvers:
-            Solver.parse(solver)
-        return solvers
 
     @field_validator("gain")
     @classmethod
@@ -254,13 +259,34 @@ class Profile(_Section):
                 raise ValueError(f"'{name}' cannot start from '{baseline.start}'")
         return baselines
 
+    @model_validator(mode="after")
+    def _scales_fit(self) -> Profile:
+        for name, model in self.models.items():
+            scales = len(model.solvers)
+            self.working_grid.pyramid(scales)
+            for number, stage in enumerate(model.stages, start=1):
+                if stage.scales > scales or len(stage.solvers or model.solvers) != scales:
+                    raise ValueError(f"{name}: stage {number} does not fit {scales} scales")
+        for name, baseline in self.baselines.items():
+            for stage in baseline.stages:
+                if stage.scales > 3:
+                    raise ValueError(f"{name}: a baseline's scales are 1, 2 and 3")
+        return self
+
+    def section(self, model: str) -> EncoderSection | ModelSection | BaselineSection:
+        """What it says of one model's training."""
+        return {**self.models, **self.encoders, **self.baselines}[model]
+
     def needed_for(self, model: str) -> tuple[str, ...]:
         """The models that have to be trained before one: the encoder of its loss, and what it
         starts from."""
         if model in self.encoders:
             return ()
-        start = self.baselines[model].start if model in self.baselines else None
-        return ("encoder", start) if start else ("encoder",)
+        if model in self.models:
+            return ("encoder",) if self.models[model].similarity == "content" else ()
+        baseline = self.baselines[model]
+        translator = ("encoder",) if baseline.translated else ()
+        return (*translator, baseline.start) if baseline.start else translator
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,6 +313,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: a profile is a mapping of keys, this is a {type(data).__name__}")
     if (parent := data.pop("extends", None)) is None:
         return data
+    data.setdefault("name", path.stem)  # another's name would pass for that profile
     beside = path.parent / f"{parent}.yaml"
     return merged(_read(HERE / f"{parent}.yaml" if parent in BUILT_IN else beside), data)
 
@@ -302,6 +329,9 @@ def load_profile(name: str | Path) -> Profile:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: key '{where}': {first['msg'].lower()}") from None
+        key, fault = f"key '{where}': " if where else "", first["msg"]
+        raise InputError(f"{path}: {key}{fault[:1].lower()}{fault[1:]}") from None
+    except RecursionError:
+        raise InputError(f"{path}: a profile that extends itself") from None
     except TypeError:
         raise InputError(f"{path}: the keys of a profile are words") from None

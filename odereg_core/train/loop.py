@@ -55,10 +55,7 @@ def mixed_precision(device: str, precision: str) -> torch.autocast:
 
 def check(cohort: Cohort, profile: Profile) -> None:
     """Raises InputError where a profile's models cannot be trained on this cohort."""
-    if cohort.grid != profile.working_grid:
-        raise InputError(
-            f"{cohort.folder}: lies on another grid than the profile '{profile.name}' works on"
-        )
+    cohort.expect(profile.working_grid, profile.name)
     for split in ("train", "val"):
         if not cohort.names(split):
             raise InputError(f"{cohort.folder}: no subject is for '{split}', so nothing can train")

@@ -31,13 +31,14 @@ def save_model(path: Path, model: Model, metadata: Mapping[str, str] | None = No
     save_tensors(path, tensors, {"model": json.dumps(describe(model)), **(metadata or {})})
 
 
-def model_format(path: Path) -> str | None:
-    """The format of a weights file, None where it is none of ours. Raises InputError where it is
-    missing or damaged."""
+def description(path: Path) -> dict:
+    """What a weights file says of its model: its format, and what is needed to build it again.
+    Raises InputError where it is missing, damaged or none of ours."""
     try:
-        return json.loads(load_metadata(path)["model"])["format"]
-    except (KeyError, TypeError, ValueError):
-        return None
+        found = json.loads(load_metadata(path)["model"])
+        return {"format": str(found.pop("format")), **found}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: not the weights of one of our models") from None
 
 
 def load_model(
