@@ -95,7 +95,7 @@ def draw_joint(axes: Sequence[Axes], subject: Subject, contrasts: tuple[int, int
 
 def joint_figure() -> tuple[Described, Sequence[Axes]]:
     """Empty axes for `draw_joint`."""
-    fig, axes = subplots(1, 3, figsize=(8.4, 3), layout="constrained")
+    fig, axes = subplots(1, 3, figsize=(9, 3.8), layout="constrained")
     fig.alt = "A slice in two contrasts, and the joint histogram of their intensities in the brain."
     return fig, axes
 
