@@ -268,7 +268,7 @@ CLAIMS = (
         "Fig. 4c", unseen_beats_all,
     ),
     Claim(
-        "RCN fares worst on unseen scans, for want of an iterative affine stage.",
+        "RCN is the least accurate on unseen scans.",
         "Fig. 4c", rcn_generalises_poorly,
     ),
     Claim(

@@ -102,15 +102,19 @@ def basins(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(found: pd.DataFrame, voxel_mm: float) -> pd.DataFrame:
-    """A line a measure and way: the share of curves lowest within 2° or one voxel of alignment, and
-    the median basin."""
+    """A line a measure and way: the share of curves lowest within 2° or one voxel of alignment, the
+    median basin, and the share of curves whose basin is all that was looked at."""
     limit = np.where(found["way"] == "rotation", 2.0, voxel_mm)
-    marked = found.assign(within=100.0 * (found["minimum"].abs() <= limit))
+    end = found["way"].map({way: max(offsets) for way, (offsets, *_) in WAYS.items()})
+    marked = found.assign(
+        within=100.0 * (found["minimum"].abs() <= limit), home=100.0 * (found["basin"] >= end)
+    )
     grouped = marked.groupby(["way", "measure"], sort=False)
     return pd.DataFrame(
         {
             "minimum within 2° / a voxel, %": grouped["within"].mean(),
             "median basin (° or mm)": grouped["basin"].median(),
+            f"home from {max(DEGREES)}° / {max(MILLIMETRES)} mm, %": grouped["home"].mean(),
             "curves": grouped.size(),
         }
     )

@@ -78,23 +78,31 @@ class Run:
         """How a model was trained: command, seed, steps, device, hours, validation curve."""
         return read_json(self.folder / "models" / f"{name}.json")
 
+    def runs_of(self, name: str) -> list[dict]:
+        """The facts of every run that a model's weights came through, the first one first."""
+        runs, facts = [], self.model_facts(name)
+        while facts:
+            runs.insert(0, facts)
+            facts = facts.get("before")
+        return runs
+
     def trainings(self) -> pd.DataFrame:
-        """A line a trained registration model: samples seen, hours, its best RMSE(phi) on
-        validation pairs in mm, and the best within three quarters of the steps: where these two are
-        alike, the curve has flattened."""
+        """A line a trained registration model: samples seen, hours and devices of all its runs; of
+        the last run the best RMSE(phi) on validation pairs in mm, and the best within three
+        quarters of the steps: where these two are alike, the curve has flattened."""
         rows = {}
         for name in [*self.profile.models, *self.profile.baselines]:
             if not (self.folder / "models" / f"{name}.json").exists():
                 continue
-            facts = self.model_facts(name)
+            *_, facts = runs = self.runs_of(name)
             curve = facts["validation_curve"]
             early = [error for step, error in curve if step <= 0.75 * facts["steps"]]
             rows[name] = {
                 "samples": facts["samples"],
-                "hours": round(facts["seconds"] / 3600, 2),
+                "hours": round(sum(run["seconds"] for run in runs) / 3600, 2),
                 "best / mm": facts["validation_rmse_phi_mm"],
                 "best of the first 3/4 / mm": min(early, default=float("nan")),
-                "device": facts["device"],
+                "device": "; then ".join(dict.fromkeys(run["device"] for run in runs)),
             }
         return pd.DataFrame.from_dict(rows, orient="index")
 

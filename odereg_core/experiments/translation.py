@@ -19,7 +19,13 @@ from odereg_core.pairs import PairKey
 
 
 def matched(image: Tensor, like: Tensor) -> Tensor:
-    """The image with the foreground histogram of another, the best a map of intensities can do."""
+    """The image with the foreground histogram of another: the one map of intensities that keeps
+    their order and gives that histogram.
+
+    A map that need not keep their order may come nearer to a true image: a table of each
+    intensity's mean in the true image comes nearest, in the least squares' sense, but wants that
+    image. This one wants any image of the contrast.
+    """
     inside, result = image > 0, image.clone()
     values = match_histograms(image[inside].numpy(), like[like > 0].numpy())
     result[inside] = torch.from_numpy(values).to(image)

@@ -12,6 +12,7 @@ from odereg_core.experiments.statistics import interval
 from odereg_core.experiments.tables import MEASURES
 
 SHOWN = ("rmse_phi_mm", "rmse_x", "dice")
+BETTER = {"rmse_phi_mm": "lower is better", "rmse_x": "lower is better", "dice": "higher is better"}
 
 
 def bars_figure(
@@ -28,6 +29,7 @@ def bars_figure(
         colours = [OURS if name in ours else START for name in names]
         ax.barh(range(len(names)), means, color=colours, xerr=errors, capsize=3, height=0.7)
         ax.set_title(MEASURES[measure][1])
+        ax.set_xlabel(BETTER[measure])
     axes[0, 0].set_yticks(range(len(names)), [labels[name] for name in names])
     axes[0, 0].invert_yaxis()
     fig.alt = _described(results, by, labels)
@@ -45,6 +47,7 @@ def steps_figure(results: pd.DataFrame, steps: dict[str, int], note: str = "") -
         ax.errorbar(at, means, yerr=errors, color=OURS, marker="o", ms=4, capsize=3)
         _log2(ax, at)
         ax.set_title(MEASURES[measure][1])
+        ax.set_ylabel(BETTER[measure])
         if measure == "rmse_phi_mm":
             ax.axhline(results["start_mm"].mean(), color=START, ls="--", lw=1)
             ax.set_ylim(bottom=0)

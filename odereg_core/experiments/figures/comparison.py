@@ -75,7 +75,7 @@ def draw(axes: np.ndarray, comparison: Comparison, axis: int = 2, at: int | None
     for ax, (title, volume) in zip(axes[0], given.items(), strict=False):
         show(ax, cut(volume, axis, at), title)
     truth = cut(pair.true_image, axis, at)
-    show(axes[0, 3], cut(pair.moving, axis, at) - truth, "before", **DIFFERENCE)
+    show(axes[0, 3], cut(pair.moving, axis, at) - truth, "moving − true", **DIFFERENCE)
     places = comparison.marks(axis, at)
     for (name, warped), above, below in zip(comparison.warped.items(), *axes[1:], strict=False):
         image = cut(warped, axis, at)

@@ -88,13 +88,14 @@ def draw_joint(axes: Sequence[Axes], subject: Subject, contrasts: tuple[int, int
     x, y = (picture[subject.mask].numpy() for picture in pictures)
     counts, *_ = np.histogram2d(x, y, bins=48, range=[[0, 1], [0, 1]])
     axes[2].imshow(np.log1p(counts).T, origin="lower", extent=(0, 1, 0, 1), cmap="viridis")
-    axes[2].set(xlabel=CONTRASTS[contrasts[0]], ylabel=CONTRASTS[contrasts[1]])
-    axes[2].set_title("both together, in the brain")
+    one, two = (f"{CONTRASTS[k]} intensity" for k in contrasts)
+    axes[2].set(xlabel=one, ylabel=two)
+    axes[2].set_title("brain voxels, log(1 + count)")
 
 
 def joint_figure() -> tuple[Described, Sequence[Axes]]:
     """Empty axes for `draw_joint`."""
-    fig, axes = subplots(1, 3, figsize=(8.4, 3), layout="constrained")
+    fig, axes = subplots(1, 3, figsize=(9, 3.8), layout="constrained")
     fig.alt = "A slice in two contrasts, and the joint histogram of their intensities in the brain."
     return fig, axes
 

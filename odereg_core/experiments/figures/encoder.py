@@ -104,7 +104,8 @@ def landscape_figure(curves: pd.DataFrame) -> Figure:
             rows, colour = rows.set_index("offset").sort_index(), MEASURES.get(str(measure), START)
             ax.plot(rows["median"], color=colour, label=measure, lw=1.5)
             ax.fill_between(rows.index, rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)
-        ax.set(xlabel="rotation / °" if way == "rotation" else "shift / mm", ylabel="scaled")
+        ax.set(xlabel="rotation / °" if way == "rotation" else "shift / mm")
+        ax.set(ylabel="dissimilarity, from 0 to 1")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     fig.alt = (

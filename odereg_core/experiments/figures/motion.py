@@ -133,7 +133,7 @@ def _axes(rows: int) -> tuple[Described, np.ndarray]:
     box = axes[0, 2].get_position()
     bar = fig.add_axes((0.93, box.y0 + box.height / 10, 0.012, box.height * 0.8))
     colours = ScalarMappable(Normalize(VOLUME["vmin"], VOLUME["vmax"]), VOLUME["cmap"])
-    fig.colorbar(colours, cax=bar, ticks=[-1, 0, 1])
+    fig.colorbar(colours, cax=bar, ticks=[-1, 0, 1], label="log |J|")
     return fig, axes
 
 
@@ -188,7 +188,7 @@ def resampling_figure(once: Tensor, twice: Tensor) -> Figure:
     margin = [n // 4 for n in pictures[0].shape]
     fig, axes = subplots(1, 3, figsize=(9.6, 3.4))
     for ax, picture, title in zip(
-        axes, pictures, ("resampled once", "resampled twice", "twice less once"), strict=True
+        axes, pictures, ("resampled once", "resampled twice", "twice less once, ±0.2"), strict=True
     ):
         middle = picture[margin[0] : -margin[0], margin[1] : -margin[1]]
         how = {"cmap": "RdBu_r", "vmin": -0.2, "vmax": 0.2} if ax is axes[2] else {}

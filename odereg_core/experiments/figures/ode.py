@@ -56,6 +56,7 @@ def draw_descent(ax: Axes, bowl: Tensor, path: Tensor, title: str) -> None:
     ax.plot(*path.T.numpy(), "o-", color=OURS, lw=1, ms=3, clip_on=True)
     ax.plot(0, 0, "+", color="black")
     ax.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", xticks=[], yticks=[])
+    ax.set(xlabel="θ₁", ylabel="θ₂")
     ax.set_title(title)
 
 

@@ -55,8 +55,8 @@ def subplots(*args: Any, **kwargs: Any) -> tuple[Described, Any]:
 
 
 def cut(volume: Tensor, axis: int = 2, at: int | None = None) -> np.ndarray:
-    """One slice of (…, X, Y, Z) as an image with x to the right (radiology's left is not
-    swapped)."""
+    """One slice of (…, X, Y, Z) as an image with x to the right: the head's right is on the right,
+    as seen from above, where radiology has it on the left."""
     volume = volume.detach().reshape(volume.shape[-3:]).cpu()
     return volume.select(axis, volume.shape[axis] // 2 if at is None else at).numpy().T
 
