@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from odereg_core import files
 from odereg_core.errors import InputError
 from odereg_core.files import (
     atomic,
+    atomic_files,
     load_metadata,
     load_tensors,
     provenance,
@@ -177,3 +179,24 @@ def test_others_may_read_weights_as_the_umask_says(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_of_several_files_the_last_marks_a_whole_writing_and_old_optional_ones_go(tmp_path):
+    def write(*names):
+        with atomic_files(tmp_path / "out", "z.json", ["a*.mat"]) as folder:
+            for name in names:
+                (folder / name).write_text(name)
+
+    write("z.json", "ab.mat", "b.nii")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ab.mat", "b.nii", "z.json"]
+    write("b.nii", "z.json")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.nii", "z.json"]
+
+
+def test_the_last_file_comes_last_however_they_were_written(tmp_path, monkeypatch):
+    moved, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (moved.append(Path(b).name), replace(a, b)))
+    with atomic_files(tmp_path, "a.json") as folder:
+        for name in ("a.json", "b", "c"):
+            (folder / name).write_text(name)
+    assert set(moved[:2]) == {"b", "c"} and moved[2:] == ["a.json"]

@@ -35,7 +35,11 @@ def test_a_profile_extends_another(tmp_path):
         ("extends: demo\nspeed: 3\n", "key 'speed'"),
         ("extends: demo\nmodels: {rigid: {time: fast}}\n", "key 'models.rigid.time'"),
         ("extends: demo\nmodels: {rigid: {solvers: [Z(1)]}}\n", "is no solver"),
+        ("extends: demo\nmodels: {rigid: {solvers: [Z(1)]}}\n", "write F(dt), A(eps)"),
+        ("extends: demo\nmodels: {rigid: {solvers: [F(1)]}}\n", "stage 2 does not fit 1 scales"),
+        ("extends: demo\ngrid: {shape: [81, 80, 56]}\n", "81"),
         ("extends: nothing\n", "no such profile"),
+        ("extends: bad\n", "extends itself"),
         ("[1, 2]\n", "a profile is a mapping"),
         ("a: [\n", "not a readable YAML file"),
     ],
@@ -51,3 +55,9 @@ def test_a_bad_profile_is_named(tmp_path, text, words):
 def test_a_missing_profile_lists_the_built_in_ones():
     with pytest.raises(InputError, match="built in: demo, paper, smoke"):
         load_profile("grand")
+
+
+def test_a_profile_is_called_as_its_file_where_it_says_no_name(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: demo\n")
+    assert load_profile(path).name == "mine"

@@ -191,3 +191,11 @@ def test_info(untrained):
     assert answer.exit_code == 0 and "ants_rigid" in answer.output
     answer = CliRunner().invoke(cli.app, ["info", str(untrained / "rigid.safetensors")])
     assert json.loads(answer.output)["transform"] == "rigid"
+
+
+def test_the_package_has_one_function_register_however_often_it_is_asked_for():
+    import odereg_core
+    import odereg_core.registration
+
+    for _ in range(2):
+        assert odereg_core.register is odereg_core.registration.register

@@ -16,6 +16,7 @@ from odereg_core.experiments import evaluate as evaluation
 from odereg_core.experiments.methods import METHODS, Method
 from odereg_core.grid import Grid
 from odereg_core.metrics import rmse_phi
+from odereg_core.ode import SolverError
 from odereg_core.pairs import pair_keys, simulate
 from odereg_core.transforms import Rigid
 from odereg_core.warp import warp
@@ -173,3 +174,15 @@ def test_unknown_methods_and_tables_are_refused(tiny_cohort, tmp_path):
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="lacks the column 'task'"):
         evaluation.read_results(tmp_path / "x.csv")
+
+
+def test_a_pair_whose_solve_does_not_end_is_left_as_it_was(tiny_cohort, tmp_path, monkeypatch):
+    def load(models, device):
+        def register(moving, fixed, grid, contrasts):
+            raise SolverError("no end")
+
+        return register
+
+    monkeypatch.setitem(METHODS, "endless", Method("endless", ("rigid",), load))
+    table = evaluation.evaluate("endless", "rigid", tiny_cohort, tmp_path, count=2)
+    assert len(table) == 2 and (table.rmse_phi_mm == table.start_mm).all()

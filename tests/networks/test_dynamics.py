@@ -106,9 +106,12 @@ def test_bf16_autocast_stays_near_float32():
         assert (narrow - wide).norm() < 0.05 * wide.norm() + 1e-3
 
 
-def test_a_finer_network_starts_as_the_coarser_one():
-    """With a stem in front, it does to an image exactly what the coarser does to its average."""
-    fine, coarse = Grid((80, 80, 48), (3.0,) * 3), Grid((40, 40, 24), (6.0,) * 3)
+@pytest.mark.parametrize("halvings", [0, 1])
+def test_a_finer_network_starts_as_the_coarser_one(halvings):
+    """With a stem in front, or a longer one, it does to an image exactly what the coarser does to
+    its average."""
+    coarse = Grid(tuple(2**halvings * n for n in (40, 40, 24)), (6.0,) * 3)
+    fine = Grid(tuple(2 * n for n in coarse.shape), (3.0,) * 3)
     networks = [DYNAMICS["rigid"](grid) for grid in (fine, coarse)]
     for parameter in [p for network in networks for p in network.parameters()]:
         torch.nn.init.normal_(parameter, std=0.05)

@@ -9,12 +9,14 @@ from odereg_core import pairs
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.files import load_tensors, read_json, save_tensors, sha256, write_json
+from odereg_core.metrics import rmse_phi
 from odereg_core.profiles import Augmentation, load_profile
 from odereg_core.seen import load_seen
 from odereg_core.similarity import MutualInformation
 from odereg_core.train.augment import augment, random_contrast
 from odereg_core.train.loop import start_from
 from odereg_core.train.registration import Trainer, Volumes, build, train
+from odereg_core.train.team import Team
 from odereg_core.weights import shipped
 
 TRANSFORMS = ("rigid", "bspline", "dense")
@@ -224,3 +226,33 @@ def test_a_cohort_that_cannot_train_is_refused(tmp_path, profile, tiny_cohort):
     write_json(tmp_path / "test" / "cohort.json", index)
     with pytest.raises(InputError, match="no subject is for 'train'"):
         train("rigid", profile, Cohort(tmp_path / "test"), tmp_path, "cpu")
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, profile, tiny_cohort):
+    train("rigid", profile, tiny_cohort, tmp_path, "cpu")
+    section = profile.models["rigid"].model_copy(update={"seed": 99})
+    other = profile.model_copy(update={"models": {"rigid": section}})
+    before = (tmp_path / "rigid.safetensors").read_bytes()
+    with pytest.raises(InputError, match="other settings, data or start"):
+        train("rigid", other, tiny_cohort, tmp_path, "cpu")
+    assert (tmp_path / "rigid.safetensors").read_bytes() == before
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_the_first_step(
+    tmp_path, profile, tiny_cohort, monkeypatch
+):
+    section = profile.models["rigid"]
+    odd = section.stages[-1].model_copy(update={"batch": 3})
+    section = section.model_copy(update={"stages": (*section.stages, odd)})
+    profile = profile.model_copy(update={"models": {"rigid": section}})
+    monkeypatch.setattr(Team, "size", 2)
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("a step was taken"))
+    with pytest.raises(InputError, match="3 examples of a batch cannot be shared by 2 devices"):
+        train("rigid", profile, tiny_cohort, tmp_path, "cpu")
+
+
+def test_a_validation_pair_whose_solve_does_not_end_counts_as_it_was(profile, tiny_cohort):
+    trainer = Trainer("rigid", profile, tiny_cohort, "cpu")
+    trainer.model.budget = 0
+    start = [float(rmse_phi(0 * p.displacement, p.displacement, p.brain)) for p in trainer.pairs]
+    assert trainer.validate(1)["rmse_phi_mm"] == pytest.approx(sum(start) / len(start))
