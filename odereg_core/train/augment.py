@@ -85,13 +85,19 @@ def drawn_pair(
     one: Volume,
     two: Volume,
     rng: torch.Generator,
+    plain: int = 0,
 ) -> tuple[Volume, Volume, Drawn]:
     """Moving, fixed and the motion between them: `one` as a scanner might have seen it, and `two`
-    as another might have, moved. Both are heads of one and the same random proportions."""
+    as another might have, moved; the first `plain` of both as they are. Both are heads of one and
+    the same random proportions."""
     batch = len(one)
+
+    def looks(image: Volume) -> Volume:
+        return torch.cat([image[:plain], augment(image[plain:], settings, rng)])
+
     drawn = motion(transform, movement, batch, grid, one, rng)
     linear = stretch(batch, settings.stretch, one, rng)
     still = stretched(linear, torch.zeros_like(drawn.displacement), grid)
-    moving = warp(augment(one, settings, rng), still, grid)
+    moving = warp(looks(one), still, grid)
     seen = stretched(linear, drawn.displacement, grid)
-    return moving, warp(augment(two, settings, rng), seen, grid), drawn
+    return moving, warp(looks(two), seen, grid), drawn

@@ -196,14 +196,14 @@ class Trainer:
         return {"loss": loss}
 
     def losses(self, stage: Stage, volumes: Volumes, rng: torch.Generator) -> dict[str, Tensor]:
-        """The paper's total loss, through the solver: L_sim on pairs of two contrasts, L_self on
-        an image and its perturbed copy, L_reg on both."""
+        """The paper's total loss, through the solver: L_sim on pairs of two contrasts as they are,
+        L_self on an image and its perturbed copy, L_reg on both."""
         section, transform, batch = self.section, self.model.transform, stage.batch
         grid = self.model.grids[stage.scales - 1]
         crossed = batch // 2 if self.similarity else 0
         one, two = volumes.draw(batch, rng, crossed)
         moving, fixed, drawn = drawn_pair(
-            transform, section.motion, section.augment, grid, one, two, rng
+            transform, section.motion, section.augment, grid, one, two, rng, crossed
         )
         mine = torch.cat([self.team.share(crossed), crossed + self.team.share(batch - crossed)])
         mine, crossed = mine.to(self.device), crossed // self.team.size
