@@ -77,12 +77,12 @@ class MSODENet(nn.Module):
 
     The state of the ODE is theta in units of its range (75°, 20 mm, 8 mm), so that an adaptive
     solver's tolerance means the same for an angle and a shift. `solvers` are written as in the
-    paper and
-    their number is L; one solver makes the single-scale model (Fig. 4b).
+    paper and their number is L; one solver makes the single-scale model (Fig. 4b).
 
-    `gain`: f is the network's output times so much per segment, at most 0.8 of a fixed step; of
-    what a network can see, exp(-gain) is left at a segment's end. A number a scale is taken as it
-    is: a network that answers with less than is left may be followed by more than a whole step.
+    `gain`: f is the network's output times so much per segment, but no more than takes 0.8 of what
+    is left in a fixed step (all of it, where a step is the whole segment); of what a network can
+    see, exp(-gain) is left at a segment's end. A number a scale is taken as it is: a network that
+    answers with less than is left may be followed by more than a whole step.
     """
 
     FORMAT = "odereg-msodenet-2"

@@ -17,11 +17,10 @@ from odereg_core.errors import InputError
 from odereg_core.files import atomic_files, provenance, sha256, write_json
 from odereg_core.metrics import folding
 from odereg_core.msodenet import Cascade, Cascaded
-from odereg_core.networks.disentangle import Disentangler
 from odereg_core.ode import SolverError
 from odereg_core.optimise import refine as refine_result
 from odereg_core.seen import cut_cm2, load_seen, of_image, of_result
-from odereg_core.similarity import ContentSimilarity, content_similarity
+from odereg_core.similarity import ContentSimilarity
 from odereg_core.transforms import Rigid
 from odereg_core.transforms.io import write_affine_mat, write_displacement
 from odereg_core.volume import (
@@ -34,7 +33,7 @@ from odereg_core.volume import (
     resample,
 )
 from odereg_core.warp import warp
-from odereg_core.weights import load_model, shipped
+from odereg_core.weights import load_model, shipped, shipped_content
 
 REGISTER_TRANSFORMS = ("rigid", "bspline", "dense", "rigid+bspline", "rigid+dense")
 SLAB = 2**21
@@ -125,7 +124,7 @@ def register(
     device = choose_device(device)
     files = weights_files(transform, weights)
     model = load_cascade(transform, files, device)
-    similarity = content(device)
+    similarity = shipped_content(device)
     moving = (moving if isinstance(moving, Volume) else Volume.load(moving)).checked()
     fixed = (fixed if isinstance(fixed, Volume) else Volume.load(fixed)).checked()
     masks = [
@@ -197,12 +196,6 @@ def register(
         result,
         report,
     )
-
-
-def content(device: str) -> ContentSimilarity:
-    """L_sim of Eq. 4 by the shipped encoder."""
-    model = load_model(shipped("encoder"), device, Disentangler)
-    return content_similarity(model).requires_grad_(False)
 
 
 def _refined(result: Cascaded, images: Sequence[Tensor], steps: int) -> dict[str, float]:

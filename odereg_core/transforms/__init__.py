@@ -1,4 +1,5 @@
-"""Parameterisations of the map phi_theta. A new one is a new file and one line here."""
+"""Parameterisations of the map phi_theta. A new one is a new file and one line here; a model of it
+takes as much in `networks`, for its dynamics, and `train.draws` has to know what to draw."""
 
 from odereg_core.transforms.base import Transform
 from odereg_core.transforms.bspline import BSpline

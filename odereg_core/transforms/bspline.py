@@ -30,9 +30,8 @@ class BSpline:
     theta (B, 3, nx, ny, nz): control displacements in mm, `spacing` mm apart on all axes. The
     control grid is centred on the field of view and reaches past its edges, so every point has its
     4^3 controls; it depends on the field of view alone, hence theta is the same at all scales.
-    `offset` (mm, within ± spacing/2) moves the control grid: section 3.2's simulated motion
-    draws one,
-    so that its controls do not coincide with any model's.
+    `offset` (mm, within ± spacing/2) moves the control grid: section 3.2's simulated motion draws
+    one, so that its controls do not coincide with any model's.
     """
 
     spacing: float = 20.0

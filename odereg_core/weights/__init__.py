@@ -14,6 +14,7 @@ from odereg_core.files import load_metadata, load_tensors, save_tensors
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
+from odereg_core.similarity import ContentSimilarity, content_similarity
 
 HERE = Path(__file__).parent
 
@@ -74,3 +75,9 @@ def shipped(name: str) -> Path:
             f"no weights of '{name}' come with this version: train them, or name a file"
         )
     return path
+
+
+def shipped_content(device: torch.device | str = "cpu") -> ContentSimilarity:
+    """L_sim of Eq. 4 by the shipped encoder, frozen."""
+    model = load_model(shipped("encoder"), device, Disentangler)
+    return content_similarity(model).requires_grad_(False)
