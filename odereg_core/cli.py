@@ -384,10 +384,10 @@ def info(
     from odereg_core.experiments.methods import METHODS
     from odereg_core.files import provenance
     from odereg_core.profiles import BUILT_IN
-    from odereg_core.weights import HERE, description
+    from odereg_core.weights import HERE, describe, kind_of, load_model
 
     if weights is not None:
-        print(json.dumps(description(weights), indent=1))
+        print(json.dumps(describe(load_model(weights, kind=kind_of(weights))), indent=1))
         return
     facts = provenance()
     libraries = ", ".join(f"{k} {v}" for k, v in facts["libraries"].items() if v)

@@ -36,7 +36,7 @@ from odereg_core.train.loop import (
 )
 from odereg_core.transforms import BSpline, Rigid
 from odereg_core.warp import averaged, warp
-from odereg_core.weights import description, load_model, save_model
+from odereg_core.weights import kind_of, load_model, save_model
 
 SCALES = 3
 """Stages name scales as MS-ODENet's do: at 3 a network sees the working grid, at 2 half its
@@ -186,7 +186,7 @@ class BaselineTrainer:
 
 def begin(model: VoxelMorph | Rcn, init: Path) -> None:
     """Give a baseline the weights of one like it or, to each cascade of an RCN, a VoxelMorph's."""
-    alone = isinstance(model, Rcn) and description(init)["format"] == VoxelMorph.FORMAT
+    alone = isinstance(model, Rcn) and kind_of(init) is VoxelMorph
     for network in model.dense if alone else [model]:
         start_from(network, init)
 

@@ -32,14 +32,18 @@ def save_model(path: Path, model: Model, metadata: Mapping[str, str] | None = No
     save_tensors(path, tensors, {"model": json.dumps(describe(model)), **(metadata or {})})
 
 
-def description(path: Path) -> dict:
-    """What a weights file says of its model: its format, and what is needed to build it again.
-    Raises InputError where it is missing, damaged or none of ours."""
+def kind_of(path: Path) -> type[MSODENet | Disentangler | VoxelMorph | Rcn]:
+    """The kind of model that a weights file says it holds. Raises InputError where it is missing,
+    damaged or none of ours."""
+    metadata = load_metadata(path)
     try:
-        found = json.loads(load_metadata(path)["model"])
-        return {"format": str(found.pop("format")), **found}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: not the weights of one of our models") from None
+        found = json.loads(metadata["model"])["format"]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: not the weights of any model") from None
+    kinds = {kind.FORMAT: kind for kind in (MSODENet, Disentangler, VoxelMorph, Rcn)}
+    if found not in kinds:
+        raise InputError(f"{path}: weights of format {found!r}; known: {', '.join(kinds)}")
+    return kinds[found]
 
 
 def load_model(
