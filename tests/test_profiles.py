@@ -3,6 +3,7 @@
 import pytest
 
 from odereg_core.errors import InputError
+from odereg_core.networks.regression import Rcn
 from odereg_core.profiles import BUILT_IN, load_profile
 
 
@@ -13,12 +14,43 @@ def test_the_built_in_profiles():
         assert profile.name == name
         for section in profile.models.values():
             profile.working_grid.pyramid(len(section.solvers))
+
+
+@pytest.mark.parametrize(
+    ("name", "solvers", "lambda_reg"),
+    [
+        ("rigid", ("A(1e-3)", "A(1e-3)", "F(0.1)"), 0),
+        ("bspline", ("F(0.2)", "F(0.2)", "F(0.25)"), 2),
+        ("dense", ("F(0.2)", "F(0.2)", "F(0.5)"), 10),
+    ],
+)
+def test_the_models_of_the_paper_profile_are_section_3_1s(name, solvers, lambda_reg):
+    section = load_profile("paper").models[name]
+    assert section.solvers == solvers and section.time == len(solvers) == 3  # L = T = 3
+    assert (section.lambda_self, section.lambda_reg) == (1, lambda_reg)
+    assert section.similarity == "content" and section.adjoint == "aca"
+    assert {(stage.lr, stage.decay) for stage in section.stages} == {(1e-4, 1)}
+    last = section.stages[-1]
+    assert (last.objective, last.scales, last.solvers) == ("losses", 3, None)
+
+
+def test_the_rest_of_the_paper_profile_is_section_3_1s():
+    """The GAN by [2], whose critics take five steps to one of the generator's."""
     paper = load_profile("paper")
     assert paper.grid.shape == (240, 240, 160) and paper.grid.spacing == 1
-    assert paper.models["rigid"].solvers == ("A(1e-3)", "A(1e-3)", "F(0.1)")
-    assert paper.split.test == 50
-    stages = paper.models["rigid"].stages
-    assert {stage.lr for stage in stages} == {1e-4} and {stage.decay for stage in stages} == {1}
+    assert paper.split.test == 50 and paper.evaluation.pairs == 0  # all 600 pairs
+    encoder, single = (paper.encoders[name] for name in ("encoder", "encoder_single"))
+    assert (encoder.network["slices"], single.network["slices"]) == (5, 1)
+    assert encoder.lr == 1e-4 and encoder.critic_steps == 5
+    stages = [stage for baseline in paper.baselines.values() for stage in baseline.stages]
+    assert {(stage.lr, stage.decay) for stage in stages} == {(1e-4, 1)}
+    metrics = {name: baseline.similarity for name, baseline in paper.baselines.items()}
+    assert metrics == {"vm": "mi", "vm_i2i": "ncc", "rcn": "mi"}
+    assert len(Rcn().dense) == 2
+    moved = {name: section.motion for name, section in paper.models.items()}
+    assert (moved["rigid"].rotation_deg, moved["rigid"].translation_mm) == (75, 20)
+    hybrid = paper.baselines["rcn"].motion
+    assert (hybrid.rotation_deg, hybrid.translation_mm, hybrid.control_mm) == (40, 10, 8)
 
 
 def test_a_profile_extends_another(tmp_path):

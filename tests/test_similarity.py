@@ -7,7 +7,13 @@ from skimage.metrics import normalized_mutual_information
 
 from odereg_core.grid import Grid
 from odereg_core.networks.disentangle import Disentangler
-from odereg_core.similarity import Mind, MutualInformation, content_similarity, stacks
+from odereg_core.similarity import (
+    CrossCorrelation,
+    Mind,
+    MutualInformation,
+    content_similarity,
+    stacks,
+)
 from odereg_core.transforms import Rigid
 from odereg_core.warp import warp
 
@@ -31,10 +37,11 @@ def content():
 
 
 def measures(content):
-    return {"content": content, "MI": MutualInformation(stride=1), "MIND": Mind()}
+    classical = {"MI": MutualInformation(stride=1), "MIND": Mind(), "CC": CrossCorrelation()}
+    return {"content": content, **classical}
 
 
-@pytest.mark.parametrize("name", ["content", "MI", "MIND"])
+@pytest.mark.parametrize("name", ["content", "MI", "MIND", "CC"])
 def test_an_image_is_most_like_itself(content, name):
     measure, image = measures(content)[name], blobs(1)
     here = measure(image, image)
@@ -44,7 +51,7 @@ def test_an_image_is_most_like_itself(content, name):
         assert (measure(warp(image, u, GRID), image) > here).all()
 
 
-@pytest.mark.parametrize("name", ["content", "MI", "MIND"])
+@pytest.mark.parametrize("name", ["content", "MI", "MIND", "CC"])
 def test_the_gradient_leads_home(content, name):
     """From 4 mm off, a step against the gradient of theta brings the images nearer."""
     measure, image = measures(content)[name], blobs(2)
@@ -116,3 +123,18 @@ def test_mind_sees_through_a_change_of_contrast():
     inverted = torch.where(image > 0, 1.2 - image, 0.0)
     stranger = blobs(6)
     assert float(Mind()(image, inverted)) < 0.5 * float(Mind()(image, stranger))
+
+
+def test_cross_correlation_is_numpys_over_cubes():
+    """Squared, of every voxel's cube, zeros beyond the edge; a cube of one value says nothing."""
+    a, b = blobs(7), blobs(8) * 0.5 + 0.5 * blobs(7)
+    cubes = []
+    for image in (a, b):
+        padded = np.pad(image[0, 0].double().numpy(), 3)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (7, 7, 7))
+        cubes.append(windows.reshape(*GRID.shape, -1))
+    x, y = (cube - cube.mean(-1, keepdims=True) for cube in cubes)
+    both = (x**2).sum(-1) * (y**2).sum(-1)
+    squared = np.divide((x * y).sum(-1) ** 2, both, out=np.zeros(GRID.shape), where=both > 1e-9)
+    assert float(CrossCorrelation()(a, b)) == pytest.approx(-squared.mean(), rel=1e-3)
+    assert 0.05 < squared.mean() < 0.9

@@ -1,5 +1,6 @@
 """The learned baselines: what they answer, what they compose, and that their training learns."""
 
+import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
@@ -165,6 +166,40 @@ def test_translated_hands_on_the_fixed_contrast_and_refuses_unknown_ones():
         Translated(model, register)(moving, fixed, GRID, ("t1", "pd"))
 
 
+def test_a_translation_is_into_the_fixed_contrast_in_the_fixed_images_style():
+    """A translator of which content is the stack, and style its largest value, says so."""
+
+    class Told:
+        contrasts, slices, downs = ("t1", "t2", "pd"), 3, 2
+
+        def code(self, contrast):
+            return torch.nn.functional.one_hot(contrast, 3).float()
+
+        def content(self, x):
+            assert not any(n % 4 for n in x.shape[2:])
+            return x
+
+        def style(self, x, code):
+            return x.amax((1, 2, 3))[:, None] * code
+
+        def generator(self, content, style, code):
+            told = 10 * style.sum(1) + 100 * code @ torch.tensor([1.0, 2.0, 3.0])
+            return content + told[:, None, None, None]
+
+    moving, fixed = images()
+    moving[..., :5, :, :] = 0
+    fixed = torch.full_like(fixed, 0.5)
+    seen = []
+
+    def register(moving, *_):
+        seen.append(moving)
+        return Outcome(torch.zeros(1, 3, *GRID.shape))
+
+    Translated(Told(), register)(moving, fixed, GRID, ("pd", "t2"))
+    wanted = torch.where(moving > 0, moving + 10 * 0.5 + 100 * 2, 0.0)
+    torch.testing.assert_close(seen[0], wanted)
+
+
 @pytest.mark.parametrize("model", [VoxelMorph(9.0), Rcn(cascades=1, smooth_mm=9.0)])
 def test_weights_come_back(model, tmp_path):
     save_model(tmp_path / "w.safetensors", model)
@@ -247,6 +282,31 @@ def test_an_affine_stage_trains_the_affine_network_alone_at_its_scale(tiny_cohor
     assert seen[0][0].shape == (stage.batch, 1, *trainer.grids[stage.scales - 1].shape)
     trainer.validate(0)
     assert seen[-1][0].shape == (1, 1, *trainer.grids[stage.scales - 1].shape)
+
+
+@pytest.mark.parametrize("scales", [1, 2, 3])
+@pytest.mark.parametrize("name", ["vm", "rcn"])
+def test_validation_is_the_mean_error_of_what_a_baseline_answers(
+    name, scales, tiny_cohort, monkeypatch
+):
+    """In NumPy, of an answer of nothing and of a shift, whatever the network's resolution."""
+    section = load_profile("smoke").baselines[name]
+    stage = section.stages[-1].model_copy(update={"scales": scales})
+    section = section.model_copy(update={"stages": (stage,)})
+    trainer = BaselineTrainer(section, tiny_cohort, "cpu")
+    for shift in (np.zeros(3), np.array([3.0, -4.0, 5.0])):
+
+        def answer(moving, fixed, grid, *_, shift=shift):
+            assert grid == trainer.grids[scales - 1] and tuple(moving.shape[2:]) == grid.shape
+            u = torch.tensor(shift).float()[None, :, None, None, None].expand(1, 3, *grid.shape)
+            return (u, torch.eye(3)[None], [u]) if name == "rcn" else u
+
+        monkeypatch.setattr(trainer.model, "stages" if name == "rcn" else "forward", answer)
+        errors = []
+        for pair, _ in trainer.pairs:
+            true = np.moveaxis(pair.displacement[0].numpy(), 0, -1)[pair.brain[0, 0].numpy()]
+            errors.append(np.sqrt(((true - shift) ** 2).sum(-1).mean()))
+        assert trainer.validate(0)["rmse_phi_mm"] == pytest.approx(np.mean(errors), rel=1e-4)
 
 
 @pytest.mark.parametrize(

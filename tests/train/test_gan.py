@@ -49,6 +49,56 @@ def test_swaps_and_reconstructions_are_section_2_2s(trainer):
     wanted = (F.l1_loss(model.style(x_ba, a.code), s.style[0])
               + F.l1_loss(model.style(x_ab, b.code), s.style[1])) / 2  # fmt: skip
     assert float(losses["rec_style"]) == pytest.approx(float(wanted), rel=1e-5)
+    wanted = (F.l1_loss(model.content(x_ab), model.content(a.image))
+              + F.l1_loss(model.content(x_ba), model.content(b.image))) / 2  # fmt: skip
+    assert float(losses["rec_content"]) == pytest.approx(float(wanted), rel=1e-5)
+    same = [model.generator(model.content(x.image), model.style(x.image, x.code), x.code)
+            for x in (a, b)]  # fmt: skip
+    wanted = (F.l1_loss(same[0], a.image) + F.l1_loss(same[1], b.image)) / 2
+    assert float(losses["rec_image"]) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def score(x, code):
+    """A critic that knows where it looks, and for which contrast."""
+    place = torch.linspace(0, 1, x[0].numel()).view_as(x[0])
+    return (place * x).flatten(1).mean(1) * (code @ torch.tensor([1.0, 2.0, 4.0, 8.0]))
+
+
+def test_the_generator_deceives_the_critic_of_images_and_hides_the_contrast_in_contents(
+    section, tiny_cohort
+):
+    """Its loss from its parts: translations score high as what they are translated into, and a
+    content code no higher with its own contrast than with the other's."""
+    weights = {"cycle": 2.0, "image": 3.0, "features": 5.0, "invariance": 7.0, "recolour": 11.0,
+               "adversarial": 13.0, "content_adversarial": 170.0, "noise": 0.0}  # fmt: skip
+    trainer = GanTrainer(section.model_copy(update=weights), tiny_cohort, "cpu")
+    trainer.critics = [score, lambda c, code: score(c.abs(), 2 * code)]
+    model, ramp = trainer.translator, 0.4
+    with torch.no_grad():
+        a, b = samples(trainer)
+        contents = [model.content(x.image) for x in (a, b)]
+        styles = [model.style(x.image, x.code) for x in (a, b)]
+        x_ab = model.generator(contents[0], styles[1], b.code)
+        x_ba = model.generator(contents[1], styles[0], a.code)
+        seen = torch.cat([score(x_ab, b.code), score(x_ba, a.code)]).mean()
+        (own_a, other_a), (own_b, other_b) = (
+            [score(content.abs(), 2 * x.code).mean() for x in order]
+            for content, order in zip(contents, ((a, b), (b, a)), strict=True)
+        )
+        told = (own_a + own_b - other_a - other_b) / 2
+    terms = trainer.generator_step(torch.Generator().manual_seed(0), ramp / 2)
+    parts = [
+        2 * terms["cycle"],
+        3 * terms["rec_image"],
+        5 * ramp * terms["rec_content"],
+        5 * terms["rec_style"],
+        7 * ramp * terms["invariance"],
+        11 * terms["recolour"],
+        -13 * float(seen),
+        170 * ramp * float(told),
+    ]
+    assert min(map(abs, parts)) > 5e-3  # so that none goes unseen
+    assert terms["loss"] == pytest.approx(sum(parts), abs=1e-3)
 
 
 def test_the_generator_sees_white_noise_on_the_foreground_alone():

@@ -2,24 +2,33 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
+from odereg_core import motion as simulated
 from odereg_core import pairs
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.files import load_tensors, read_json, save_tensors, sha256, write_json
+from odereg_core.losses import regularity, self_loss
 from odereg_core.metrics import rmse_phi
+from odereg_core.msodenet import Registration
 from odereg_core.profiles import Augmentation, load_profile
 from odereg_core.seen import load_seen
 from odereg_core.similarity import MutualInformation
 from odereg_core.train.augment import augment, random_contrast
+from odereg_core.train.draws import motion
 from odereg_core.train.loop import start_from
-from odereg_core.train.registration import Trainer, Volumes, build, train
+from odereg_core.train.registration import UNDERWAY, Trainer, Volumes, build, train
 from odereg_core.train.team import Team
+from odereg_core.transforms import Rigid
+from odereg_core.warp import warp
 from odereg_core.weights import shipped
 
 TRANSFORMS = ("rigid", "bspline", "dense")
+QUIET = Augmentation(contrast=0, bias=0, noise=0, blur=0, erode=0, stretch=0)
 
 
 @pytest.fixture
@@ -52,14 +61,19 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path, profile, tiny_cohort, mon
     assert [row[1:] for row in logs[0]] == [row[1:] for row in logs[1]]
 
 
-def test_training_never_sees_an_evaluation_motion(profile, tiny_cohort, monkeypatch):
-    trainer = Trainer("rigid", profile, tiny_cohort, "cpu")
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_training_never_sees_an_evaluation_motion(profile, tiny_cohort, monkeypatch, name):
+    trainer = Trainer(name, profile, tiny_cohort, "cpu")
 
     def forbidden(*_, **__):
-        raise AssertionError("a step drew an evaluation pair")
+        raise AssertionError("a step drew an evaluation motion")
 
-    monkeypatch.setattr(pairs, "pair_generator", forbidden)
-    assert trainer.step(0)["loss"] > 0
+    monkeypatch.setattr(simulated.Motion, "draw", forbidden)
+    for module in (simulated, pairs):
+        monkeypatch.setattr(module, "pair_generator", forbidden)
+    assert {stage.objective for stage in trainer.section.stages} == {"velocity", "losses"}
+    for start in trainer.schedule.starts:
+        assert trainer.step(start)["loss"] > 0
 
 
 def test_a_step_depends_on_its_number_alone(profile, tiny_cohort):
@@ -84,9 +98,8 @@ def test_it_learns_to_undo_small_motions(tiny_cohort, profile, objective):
             "solvers": ("F(0.5)",) * 3,
         }
     )
-    quiet = Augmentation(contrast=0, bias=0, noise=0, blur=0, erode=0, stretch=0)
     small = section.motion.model_copy(update={"rotation_deg": 40.0, "mixed": 0.0})
-    section = section.model_copy(update={"stages": (stage,), "augment": quiet, "motion": small})
+    section = section.model_copy(update={"stages": (stage,), "augment": QUIET, "motion": small})
     trainer = Trainer(
         "rigid", profile.model_copy(update={"models": {"rigid": section}}), tiny_cohort, "cpu"
     )
@@ -120,16 +133,136 @@ def test_a_stage_may_train_through_other_solvers_than_the_model_is_validated_wit
         assert trainer.validate(3)["val_nfe"] == 2 + 2 + 2
 
 
+def quiet(profile, name, **changes):
+    """The profile, its images seen as they are."""
+    section = profile.models[name].model_copy(update={"augment": QUIET, **changes})
+    return profile.model_copy(update={"models": {**profile.models, name: section}})
+
+
+def answer(trainer, monkeypatch, theta):
+    """Let a trainer's model answer `theta`, whatever it sees."""
+
+    def forward(moving, fixed, scales):
+        grids = trainer.model.grids[:scales]
+        assert moving.shape == fixed.shape and tuple(moving.shape[2:]) == grids[-1].shape
+        return Registration(theta, [], grids)
+
+    monkeypatch.setattr(trainer.model, "forward", forward)
+
+
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_the_total_loss_is_the_papers_sum(profile, tiny_cohort, name):
-    """L_sim + lambda_self L_self + lambda_reg L_reg, L_sim on pairs of two contrasts alone."""
-    trainer = Trainer(name, profile, tiny_cohort, "cpu", MutualInformation(bins=8))
-    stage = trainer.section.stages[1]
-    rng = torch.Generator().manual_seed(0)
-    terms = trainer.losses(stage, trainer.use(stage), rng)
+def test_the_total_loss_is_the_papers_sum(profile, tiny_cohort, monkeypatch, name):
+    """L_sim + lambda_self L_self + lambda_reg L_reg of a known answer: L_sim on the pairs of two
+    contrasts, warped, L_self on the others, L_reg on both."""
+    similarity = MutualInformation(bins=8)
+    profile = quiet(profile, name, lambda_self=3.0)
+    trainer = Trainer(name, profile, tiny_cohort, "cpu", similarity)
+    stage = trainer.section.stages[1].model_copy(update={"batch": 5})
+    transform, grid = trainer.model.transform, trainer.model.grids[stage.scales - 1]
+    volumes, rng = trainer.use(stage), torch.Generator().manual_seed(0)
+    one, two = volumes.draw(5, rng, crossed=2)
+    drawn = motion(transform, trainer.section.motion, 5, grid, one, rng)
+    fixed = warp(two, drawn.displacement, grid)
+    theta = 0.1 * torch.randn(drawn.theta.shape) * transform.unit(drawn.theta)
+    u = transform.displacement(theta, grid)
+
+    answer(trainer, monkeypatch, theta)
+    found = trainer.losses(stage, volumes, torch.Generator().manual_seed(0))
+    l_sim = similarity(warp(one[:2], u[:2], grid), fixed[:2]).mean()
+    inside = (fixed[2:] > 0).float()
+    l_self = self_loss(theta[2:], drawn.theta[2:], transform, grid, inside)
     lambda_reg = {"rigid": 0, "bspline": 2, "dense": 10}[name]
-    wanted = terms["l_sim"] + terms["l_self"] + lambda_reg * terms.get("l_reg", 0)
-    torch.testing.assert_close(terms["loss"], wanted)
+    close = {"rtol": 1e-4, "atol": 1e-5}  # an image warped by nothing is itself to that
+    torch.testing.assert_close(found["l_sim"], l_sim, **close)
+    torch.testing.assert_close(found["l_self"], l_self, **close)
+    wanted = l_sim + 3 * l_self + lambda_reg * regularity(u, grid)
+    torch.testing.assert_close(found["loss"], wanted, **close)
+
+
+@pytest.mark.parametrize("scales", [1, 2, 3])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_validation_is_the_mean_error_of_what_the_model_answers(
+    profile, tiny_cohort, monkeypatch, name, scales
+):
+    """In NumPy: the identity, which an untrained model answers, leaves the start; a known map what
+    is between it and the true one."""
+    trainer = Trainer(name, profile, tiny_cohort, "cpu")
+    points = np.moveaxis(trainer.pairs[0].grid.points()[0].double().numpy(), 0, -1)
+
+    def left(u):
+        brains = [pair.brain[0, 0].numpy() for pair in trainer.pairs]
+        true = [np.moveaxis(pair.displacement[0].numpy(), 0, -1) for pair in trainer.pairs]
+        return [
+            np.sqrt(((t - u) ** 2).sum(-1)[b].mean()) for t, b in zip(true, brains, strict=True)
+        ]
+
+    errors = left(0 * points)
+    found = trainer.validate(scales)
+    assert found["rmse_phi_mm"] == pytest.approx(np.mean(errors), rel=1e-4) and min(errors) > 1
+    shift = np.array([3.0, -4.0, 5.0])
+    theta = trainer.model.transform.identity(1, trainer.model.grids[scales - 1])
+    if name == "rigid":
+        u = Rotation.from_rotvec([0, 0, 0.3]).apply(points.reshape(-1, 3)).reshape(points.shape)
+        u = u + shift - points
+        theta[0] = torch.tensor([0, 0, 0.3, *shift])
+    else:
+        u = shift
+        theta += torch.tensor(shift, dtype=torch.float32)[:, None, None, None]
+    answer(trainer, monkeypatch, theta)
+    errors = left(u)
+    found = trainer.validate(scales)
+    assert found["rmse_phi_mm"] == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+class Constant(torch.nn.Module):
+    """Dynamics that answer one velocity, in units of the range, and remember what they saw."""
+
+    def __init__(self, velocity):
+        super().__init__()
+        self.velocity, self.seen = velocity, []
+
+    def known(self, fixed):
+        return ()
+
+    def forward(self, warped, fixed, t):
+        self.seen.append(warped)
+        return self.velocity.expand(len(warped), -1)
+
+
+def test_a_solved_state_is_where_the_networks_own_steps_lead(profile, tiny_cohort, monkeypatch):
+    """Some Euler steps from the identity, as many for the whole batch; a drawn state is none."""
+    profile, network = (
+        quiet(profile, "rigid"),
+        Constant(torch.tensor([[0.2, -0.1, 0.3, 0.5, 0, 1]])),
+    )
+    trainer = Trainer("rigid", profile, tiny_cohort, "cpu")
+    trainer.model.networks[0] = network
+    rigid, grid = Rigid(), trainer.model.grids[0]
+    theta, states = torch.zeros(4, 6), []
+    for _ in range(UNDERWAY[0]):
+        velocity = network.velocity * rigid.unit(theta)
+        theta = theta + UNDERWAY[1] * rigid.rate(theta, velocity)
+        states.append(theta)
+    asked = []
+    towards = trainer.model.transform.towards
+    monkeypatch.setattr(
+        trainer.model.transform,
+        "towards",
+        lambda theta, target: asked.append(theta) or towards(theta, target),
+    )
+    taken = set()
+    for solved in (1.0, 0.0):
+        stage = trainer.section.stages[0].model_copy(update={"batch": 4, "solved": solved})
+        for seed in range(3):
+            volumes = trainer.use(stage)
+            one, _ = volumes.draw(4, torch.Generator().manual_seed(seed))
+            trainer.velocity(stage, volumes, torch.Generator().manual_seed(seed))
+            at = [k for k, s in enumerate(states) if torch.allclose(asked[-1], s, atol=1e-4)]
+            assert len(at) == solved
+            taken.update(at)
+            warped = warp(one, rigid.displacement(asked[-1], grid), grid)
+            torch.testing.assert_close(network.seen[-1], warped, atol=1e-4, rtol=0)
+    assert len(taken) > 1
 
 
 def test_pairs_for_l_sim_are_two_contrasts_of_one_subject(profile, tiny_cohort):
@@ -144,10 +277,10 @@ def test_augmentation_keeps_the_range_and_the_background():
     rng = torch.Generator().manual_seed(0)
     image = torch.rand(4, 1, 12, 12, 10, generator=rng)
     image[:, :, :3] = 0
-    for settings in (Augmentation(), Augmentation(erode=0)):
+    for settings in (Augmentation(), Augmentation(blur=0), Augmentation(erode=0, blur=0)):
         seen = augment(image, settings, rng)
         assert seen.min() >= 0 and seen.max() <= 1 and torch.isfinite(seen).all()
-        if settings.erode == 0 and settings.blur == 0:
+        if not settings.blur:  # which alone reaches past an edge
             assert not seen[image == 0].any()
     nothing = Augmentation(contrast=0, bias=0, noise=0, blur=0, erode=0)
     assert torch.equal(augment(image, nothing, rng), image)
