@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from torch import nn
 
+from odereg_core.grid import Grid
+from odereg_core.msodenet import MSODENet
 from odereg_core.ode import Solver, SolverError, integrate
 
 SOLVERS = [
@@ -343,3 +345,37 @@ def test_a_solve_may_stop_at_a_node_and_go_on(method, steps, at, start):
     whole = solve(f, start, 0.0, 1.0, method, 1 / steps)
     middle = solve(f, start, 0.0, at / steps, method, 1 / steps)
     assert torch.allclose(solve(f, middle, at / steps, 1.0, method, 1 / steps), whole, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("rigid", {"width": 4, "hidden": 8}),
+        ("bspline", {"width": 4, "widest": 4, "depth": 1}),
+        ("dense", {"width": 4, "widest": 4, "levels": 1, "seen": 4}),
+    ],
+)
+def test_aca_replays_in_the_precision_of_the_forward_pass(name, network):
+    """Under autocast to bfloat16 its gradient is backprop's; one replayed in float32 is off by
+    bfloat16's round-off. Of one step, for autocast adds those of several up in bfloat16."""
+    torch.manual_seed(0)
+    model = MSODENet(name, Grid((8, 8, 8), (20.0,) * 3), ["F(1)"], time=1.0, **network)
+    for parameter in model.parameters():  # the last layer starts at zero
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.05)
+    images = torch.rand(2, 1, 1, 8, 8, 8)
+    grads = {}
+    for adjoint, enabled in (("aca", True), ("backprop", True), ("backprop", False)):
+        model.adjoint = adjoint
+        with torch.autocast("cpu", torch.bfloat16, enabled):
+            theta = model(*images).theta
+        grads[adjoint, enabled] = torch.autograd.grad(
+            (theta / model.transform.unit(theta)).square().sum(), [*model.parameters()]
+        )
+    exact = grads["backprop", True]
+    size = max(float(g.abs().max()) for g in exact)
+
+    def off(found):
+        return max(float((f - e).abs().max()) for f, e in zip(found, exact, strict=True)) / size
+
+    assert off(grads["aca", True]) < 1e-3 < 2e-3 < off(grads["backprop", False])
