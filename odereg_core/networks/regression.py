@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from odereg_core.box import box_of, put_back
 from odereg_core.grid import Grid
+from odereg_core.precision import full_precision
 from odereg_core.transforms import Dense, compose
 from odereg_core.warp import warp
 
@@ -27,6 +28,7 @@ AFFINE_MM = 12.0
 """Of what the affine network sees as one voxel, on every grid that is not coarser."""
 
 
+@full_precision
 def smoothed(u: Displacement, sigma_mm: float, grid: Grid) -> Displacement:
     """u under a Gaussian, on a grid no coarser than half of `sigma_mm`; beyond the edge nothing
     counts."""
@@ -127,6 +129,16 @@ class AffineRegression(nn.Module):
         return matrix, 20 * found[:, 9:]
 
 
+@full_precision
+def affine_after(
+    u: Displacement, matrix: Float[Tensor, "b 3 3"], offset: Float[Tensor, "b 3"], grid: Grid
+) -> Displacement:
+    """u in mm of the map p -> A (p + u(p)) + b."""
+    points = grid.points(u.device, u.dtype)
+    moved = torch.einsum("bij,bjxyz->bixyz", matrix, points + u)
+    return moved + offset[:, :, None, None, None] - points
+
+
 class Rcn(nn.Module):
     """Recursive cascaded networks [32]: an affine network, then `cascades` dense ones, each of
     which sees the moving image as warped so far.
@@ -148,18 +160,13 @@ class Rcn(nn.Module):
         """u of the whole map, A of the affine stage, and u of each dense stage by itself: of the
         first `cascades` of them, or of all."""
         matrix, offset = self.affine(moving, fixed, grid)
-        points = grid.points(moving.device, torch.float32)
         inner = torch.zeros(len(moving), 3, *grid.shape, device=moving.device)
         parts: list[Displacement] = []
-
-        def whole(u: Displacement) -> Displacement:
-            moved = torch.einsum("bij,bjxyz->bixyz", matrix, points + u)
-            return moved + offset[:, :, None, None, None] - points
-
         for network in self.dense[:cascades]:
-            parts.append(network(warp(moving, whole(inner), grid), fixed, grid))
+            so_far = affine_after(inner, matrix, offset, grid)
+            parts.append(network(warp(moving, so_far, grid), fixed, grid))
             inner = compose(Dense(), inner, parts[-1], grid)
-        return whole(inner), matrix, parts
+        return affine_after(inner, matrix, offset, grid), matrix, parts
 
     def forward(self, moving: Image, fixed: Image, grid: Grid) -> Displacement:
         return self.stages(moving, fixed, grid)[0]

@@ -27,14 +27,8 @@ def trainer(name, cohort, tiny, precision):
     return Trainer(name, profile, cohort, "cpu", MutualInformation(bins=8))
 
 
-ROUNDED = pytest.mark.xfail(strict=True, reason="Rcn.stages composes its maps in bfloat16")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["rigid", "bspline", "dense", "vm", pytest.param("rcn", marks=ROUNDED), "encoder"],
-)
+@pytest.mark.parametrize("name", ["rigid", "bspline", "dense", "vm", "rcn", "encoder"])
 def test_a_step_in_bfloat16_is_nearly_one_in_float32(name, tiny_cohort, tiny_profile, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     tiny, found = load_profile(tiny_profile), []
