@@ -213,10 +213,10 @@ def evaluate(
 
     torch.set_num_threads(threads)
     settings, subjects = load_profile(profile), Cohort(cohort)
-    subjects.expect(settings.working_grid, settings.name)
     count = settings.evaluation.pairs if pairs is None else pairs
     chosen, seed = choose_device(device), settings.evaluation.seed
     rows = {method: row(method, task) for method in methods.split(",")}
+    subjects.expect(settings.working_grid, settings.name)
     kept = {method: out / f".{method}.kept.json" for method in rows}
     for method, found in rows.items():
         path = out / f"{method}.csv"
@@ -325,6 +325,8 @@ def table(
     from odereg_core.files import atomic
 
     rows = read_results(results)
+    if unknown := sorted(set(rows["method"].astype(str)) - set(METHODS)):
+        raise InputError(f"{results}: no method is called '{unknown[0]}'")
     write_table1(rows, voxel_mm(results), out)
     with atomic(out / "error.png") as temporary:
         names = {key: method.name for key, method in METHODS.items()}

@@ -232,7 +232,9 @@ def test_training_and_evaluation_refuse_in_a_sentence(
          ["train", "rigid", *cohort, *out, "--profile", "demo"]),
         ("no method 'magic'", ["evaluate", *cohort, *models, *out, "--methods", "magic"]),
         ("no such file", ["evaluate", *cohort, "--models", tmp_path, *out,
-                          "--methods", "msodenet_r"]),
+                          "--profile", "smoke", "--methods", "msodenet_r"]),
+        ("on another grid than the profile",
+         ["evaluate", *cohort, *models, *out, "--methods", "msodenet_r"]),
         ("holds no results", ["merge", tmp_path, "--out", tmp_path / "all.csv"]),
     ):  # fmt: skip
         code, said = outcome(monkeypatch, capfd, cli.main, *command)

@@ -75,7 +75,7 @@ LAYERS = [
     {"networks", "motion", "metrics", "profiles"},
     {"msodenet", "losses", "pairs", "similarity", "optimise"},
     {"weights", "baselines", "seen"},
-    {"train", "register"},
+    {"train", "registration"},
     {"experiments", "bench", "batch"},
     {"cli"},
 ]

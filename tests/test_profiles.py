@@ -68,7 +68,7 @@ def test_a_profile_extends_another(tmp_path):
         ("extends: demo\nmodels: {rigid: {time: fast}}\n", "key 'models.rigid.time'"),
         ("extends: demo\nmodels: {rigid: {solvers: [Z(1)]}}\n", "is no solver"),
         ("extends: demo\nmodels: {rigid: {solvers: [Z(1)]}}\n", "write F(dt), A(eps)"),
-        ("extends: demo\nmodels: {rigid: {solvers: [F(1)]}}\n", "stage 2 does not fit 1 scales"),
+        ("extends: demo\nmodels: {rigid: {solvers: [F(1)]}}\n", "stage 3 does not fit 1 scales"),
         ("extends: demo\ngrid: {shape: [81, 80, 56]}\n", "81"),
         ("extends: nothing\n", "no such profile"),
         ("extends: bad\n", "extends itself"),

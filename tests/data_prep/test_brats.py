@@ -24,9 +24,10 @@ LPS = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 11], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
 def profile(shape=(12, 12, 10), spacing=1.0, val=1, test=1, seed=0):
-    smoke = load_profile("smoke").model_dump(exclude={"grid", "split"})
+    smoke = load_profile("smoke").model_dump(exclude={"grid", "split", "models"})
     return Profile(
         **smoke,
+        models={},
         grid={"shape": shape, "spacing": spacing},
         split={"val": val, "test": test, "seed": seed},
     )
@@ -312,7 +313,7 @@ def test_the_command_reports_the_split(root, tmp_path, capsys):
     path = tmp_path / "small.yaml"
     path.write_text(
         "extends: smoke\nname: small\n"
-        "grid: {shape: [12, 12, 10], spacing: 1.0}\nsplit: {val: 1, test: 2, seed: 0}\n"
+        "grid: {shape: [12, 12, 12], spacing: 1.0}\nsplit: {val: 1, test: 2, seed: 0}\n"
     )
     assert main([str(root), str(tmp_path / "out"), "--profile", str(path), "--jobs", "2"]) == 0
     assert capsys.readouterr().out == "train: 1, val: 1, test: 2\n"
