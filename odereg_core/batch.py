@@ -13,7 +13,7 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from odereg_core.errors import InputError
-from odereg_core.files import atomic, digest, read_json, sources
+from odereg_core.files import atomic, code, digest, read_json
 from odereg_core.registration import load_cascade, register, weights_files
 
 COLUMNS = ("moving", "fixed", "name", "moving_mask", "fixed_mask", "labels")
@@ -93,7 +93,7 @@ def one(
     try:
         models = weights_files(transform, weights)
         masked = bool(pair.moving_mask), bool(pair.fixed_mask)
-        source = digest([*sources(), *pair.files, *models], transform, refine, masked)
+        source = digest([*pair.files, *models], code(), transform, refine, masked)
         try:
             report = read_json(folder / "report.json")
         except InputError:

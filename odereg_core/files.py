@@ -86,11 +86,6 @@ def sha256(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def sources() -> list[Path]:
-    """The package's own code, file by file."""
-    return sorted(Path(__file__).parent.rglob("*.py"))
-
-
 def digest(files: Iterable[Path], *settings: object) -> str:
     """A hash of all that a result depends on: its files, by name and bytes, and settings."""
     content = repr((settings, [(path.name, sha256(path)) for path in files]))
@@ -152,6 +147,12 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+@cache
+def code() -> str:
+    """A hash of the package's own code, as it was when first asked: what runs is what was read."""
+    return digest(sorted(Path(__file__).parent.rglob("*.py")))
 
 
 @cache

@@ -33,7 +33,7 @@ from odereg_core.volume import (
     resample,
 )
 from odereg_core.warp import warp
-from odereg_core.weights import load_model, shipped, shipped_content
+from odereg_core.weights import load_content, load_model, shipped
 
 REGISTER_TRANSFORMS = ("rigid", "bspline", "dense", "rigid+bspline", "rigid+dense")
 SLAB = 2**21
@@ -124,7 +124,7 @@ def register(
     device = choose_device(device)
     files = weights_files(transform, weights)
     model = load_cascade(transform, files, device)
-    similarity = shipped_content(device)
+    similarity = load_content(shipped("encoder"), device)
     moving = (moving if isinstance(moving, Volume) else Volume.load(moving)).checked()
     fixed = (fixed if isinstance(fixed, Volume) else Volume.load(fixed)).checked()
     masks = [

@@ -114,8 +114,8 @@ def collect(folder: Path, figure: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     Raises InputError where one is missing.
     """
     tables, facts = [], {}
-    if figure not in ("4a", "4b"):
-        raise InputError(f"no figure '{figure}' is collected; there are: 4a, 4b")
+    if figure not in (known := dict.fromkeys(v.figure for v in variants())):
+        raise InputError(f"no figure '{figure}' is collected; there are: {', '.join(known)}")
     for variant in variants(figure):
         here = folder / variant.name
         path = here / "results" / f"{variant.method}.csv"

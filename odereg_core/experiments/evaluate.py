@@ -15,7 +15,7 @@ from odereg_core.baselines.base import Outcome, Register
 from odereg_core.cohort import INDEX, Cohort
 from odereg_core.errors import InputError
 from odereg_core.experiments.methods import METHODS, Method, weights_of
-from odereg_core.files import atomic, commit, digest, provenance, read_json, sources, write_json
+from odereg_core.files import atomic, code, commit, digest, provenance, read_json, write_json
 from odereg_core.ode import SolverError
 from odereg_core.pairs import Pair, PairKey, pair_keys, simulate
 from odereg_core.warp import warp
@@ -87,7 +87,7 @@ def evaluate(
     if not keys:
         raise InputError(f"{cohort.folder}: no subject is for '{split}'")
     weights = [weights_of(models, name) for name in found.models]
-    of = digest([*sources(), *weights, cohort.folder / INDEX], method, task, keys, seed, device)
+    of = digest([*weights, cohort.folder / INDEX], code(), method, task, keys, seed, device)
     return measured(register, method, cohort, keys, seed, device, kept, of)
 
 

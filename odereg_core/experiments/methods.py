@@ -22,8 +22,7 @@ from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
 from odereg_core.optimise import refine
 from odereg_core.registration import load_cascade
-from odereg_core.similarity import content_similarity
-from odereg_core.weights import Model, load_model
+from odereg_core.weights import Model, load_content, load_model
 
 Load = Callable[[Path, str], Register]
 
@@ -98,8 +97,7 @@ def _after_rigid(load: Load) -> Load:
 
 def _optimiser(*transforms: str) -> Load:
     def load(models: Path, device: str) -> Register:
-        encoder = _model(models, "encoder", device, Disentangler)
-        return Optimiser(content_similarity(encoder).requires_grad_(False), transforms)
+        return Optimiser(load_content(weights_of(models, "encoder"), device), transforms)
 
     return load
 

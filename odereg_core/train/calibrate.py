@@ -15,13 +15,10 @@ from odereg_core.pairs import pair_keys, simulate
 from odereg_core.profiles import Augmentation
 from odereg_core.seen import KEY, Seen, of_image, of_result
 from odereg_core.train.augment import augment
-from odereg_core.train.loop import step_generator
+from odereg_core.train.loop import SEED, step_generator
 from odereg_core.transforms import Rigid
 from odereg_core.warp import warp
-from odereg_core.weights import load_model, shipped, shipped_content
-
-SEED = 1_000_000
-"""Of the simulated motions, as in validation: no evaluation pair is drawn from it."""
+from odereg_core.weights import load_content, load_model, shipped
 
 
 @torch.no_grad()
@@ -36,7 +33,7 @@ def measure(
     augmented for training, give the ranges; and so do the maps of registrations that arrived,
     within two voxels of the truth. How far contents are left apart (Eq. 4, by the shipped encoder)
     is measured of those within one voxel: it says which maps are not that good."""
-    similarity = shipped_content(device)
+    similarity = load_content(shipped("encoder"), device)
     task = "rigid" if isinstance(model.transform, Rigid) else "deformable"
     keys = pair_keys(cohort.names("train"), cohort.contrasts, task, count)
     measured: list[dict[str, float]] = []

@@ -146,6 +146,7 @@ class Slices:
 
     def __init__(self, cohort: Cohort, slices: int, downs: int, device: str):
         self.volumes = training_images(cohort, cohort.grid, device)
+        # Two slices within the heads, about which the box has a margin of one.
         self.extent = [
             (at.start + 3, at.stop - 4) for at in box_of(self.volumes.amax((0, 1), keepdim=True))
         ]

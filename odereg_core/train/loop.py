@@ -28,6 +28,9 @@ from odereg_core.profiles import BaselineSection, EncoderSection, ModelSection, 
 from odereg_core.warp import averaged
 from odereg_core.weights import load_model
 
+SEED = 1_000_000
+"""Of the simulated motions that validate and calibrate: no evaluation pair is drawn from it."""
+
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The random numbers of one step: a function of seed and step alone, so a resumed run needs
@@ -163,7 +166,7 @@ def validation_pairs(cohort: Cohort, task: str, count: int) -> list[Pair]:
     """Simulated pairs of validation subjects; their motions are no test pair's."""
     keys = pair_keys(cohort.names("val"), cohort.contrasts, task, count)
     loaded = {name: cohort.load(name) for name in {key.subject for key in keys}}
-    return [simulate(cohort, loaded[key.subject], key, seed=1_000_000) for key in keys]
+    return [simulate(cohort, loaded[key.subject], key, seed=SEED) for key in keys]
 
 
 class Log:

@@ -15,11 +15,10 @@ from odereg_core.files import provenance, write_json
 from odereg_core.losses import regularity, self_loss, velocity_loss
 from odereg_core.metrics import rmse_phi
 from odereg_core.msodenet import MSODENet, pyramid
-from odereg_core.networks.disentangle import Disentangler
 from odereg_core.ode import Solver, SolverError
 from odereg_core.profiles import ModelSection, Profile, Stage
 from odereg_core.seen import KEY
-from odereg_core.similarity import MutualInformation, Similarity, content_similarity
+from odereg_core.similarity import MutualInformation, Similarity
 from odereg_core.train.augment import augment, drawn_pair
 from odereg_core.train.calibrate import measure
 from odereg_core.train.draws import motion, state, stretch, stretched, uniform
@@ -37,7 +36,7 @@ from odereg_core.train.loop import (
 )
 from odereg_core.train.team import Team
 from odereg_core.warp import warp
-from odereg_core.weights import load_model, save_model
+from odereg_core.weights import load_content, save_model
 
 TASKS = {"rigid": "rigid", "bspline": "deformable", "dense": "deformable"}
 """The task each parameterisation is trained and validated for."""
@@ -255,7 +254,7 @@ class Trainer:
 def similarity_of(section: ModelSection, encoder: Path | None, device: str) -> Similarity | None:
     """L_sim as the profile names it; the content encoder comes from a weights file, frozen."""
     if encoder:
-        return content_similarity(load_model(encoder, device, Disentangler)).requires_grad_(False)
+        return load_content(encoder, device)
     return MutualInformation() if section.similarity == "mi" else None
 
 

@@ -81,7 +81,7 @@ def shipped(name: str) -> Path:
     return path
 
 
-def shipped_content(device: torch.device | str = "cpu") -> ContentSimilarity:
-    """L_sim of Eq. 4 by the shipped encoder, frozen."""
-    model = load_model(shipped("encoder"), device, Disentangler)
-    return content_similarity(model).requires_grad_(False)
+def load_content(path: Path, device: torch.device | str = "cpu") -> ContentSimilarity:
+    """L_sim of Eq. 4 by the encoder of a weights file, frozen. Raises InputError as `load_model`
+    does."""
+    return content_similarity(load_model(path, device, Disentangler)).requires_grad_(False)

@@ -16,6 +16,7 @@ from odereg_core.experiments.methods import METHODS
 from odereg_core.grid import Grid
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
+from odereg_core.similarity import content_similarity
 
 PARTS = {"R": "rigid", "D": "dense", "B": "bspline"}
 TASKS = {"R": "rigid", "D": "deformable", "B": "deformable", "R+D": "hybrid", "R+B": "hybrid"}
@@ -54,7 +55,11 @@ def loaded(monkeypatch):
         model.stem = path.stem
         return model
 
+    def load_content(path, device):
+        return content_similarity(load_model(path, device, Disentangler)).requires_grad_(False)
+
     monkeypatch.setattr(methods, "load_model", load_model)
+    monkeypatch.setattr(methods, "load_content", load_content)
     return kinds
 
 
