@@ -77,12 +77,13 @@ def resize(browser, width):
 
 
 def read(browser, address):
-    """Open a page, wait for its mathematics; the addresses it asked for and its complaints."""
+    """Open a page, wait till it is drawn; the addresses it asked for and its complaints."""
     browser.get_log("performance"), browser.get_log("browser")
     browser.get(address)
     browser.execute_async_script(
         "const done = arguments[0];"
-        "window.MathJax?.startup?.promise ? MathJax.startup.promise.then(() => done()) : done()"
+        "Promise.all([window.MathJax?.startup?.promise, document.fonts.ready])"
+        ".then(() => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
     )
     events = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
     asked = [
@@ -90,6 +91,16 @@ def read(browser, address):
     ]
     log = browser.get_log("browser")
     return asked, [e["message"] for e in log if e["level"] == "SEVERE"]
+
+
+def past_the_edge(browser, width):
+    """The elements that reach further right than `width`, px, for a failure's message."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll('body *')]"
+        ".filter(e => e.getBoundingClientRect().right > arguments[0] + 1)"
+        ".map(e => e.outerHTML.slice(0, 120)).slice(-5)",
+        width,
+    )
 
 
 @pytest.mark.parametrize("page", pages() if BOOKS else [])
@@ -105,7 +116,8 @@ def test_a_page_reads_well(browser, site, page, width):
     formulas = browser.find_elements("css selector", ".math")
     assert all(f.find_elements("css selector", "mjx-container svg") for f in formulas)
     assert not browser.find_elements("css selector", "mjx-merror, [data-mjx-error]")
-    assert browser.execute_script("return document.scrollingElement.scrollWidth") <= WIDTHS[width]
+    drawn = browser.execute_script("return document.scrollingElement.scrollWidth")
+    assert drawn <= WIDTHS[width], past_the_edge(browser, WIDTHS[width])
     broken = "return [...document.images].filter(i => i.complete && !i.naturalWidth).length"
     assert browser.execute_script(broken) == 0
 
