@@ -24,13 +24,18 @@ PROGRAMS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 ENVIRONMENT = os.environ | {"PATH": PROGRAMS, "OMP_NUM_THREADS": "1"}
 
 
-def run(command, cwd, kill_after=None):
-    """Run a command of the sources in `cwd` to its end, or kill it and all its children; whether
-    it ended."""
-    process = subprocess.Popen(
+def start(command, cwd):
+    """A command of the sources in `cwd`, under way."""
+    return subprocess.Popen(
         [sys.executable, *map(str, command)], cwd=cwd, env=ENVIRONMENT | {"PYTHONPATH": str(cwd)},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
+
+
+def run(command, cwd, kill_after=None):
+    """Run a command of the sources in `cwd` to its end, or kill it and all its children; whether
+    it ended."""
+    process = start(command, cwd)
     try:
         _, said = process.communicate(timeout=kill_after)
     except subprocess.TimeoutExpired:
@@ -65,6 +70,18 @@ def survive(command, cwd, folder, kills, seconds, rng):
             if path.is_file() and not any(p.startswith(".") for p in path.parts):
                 whole(path)
     run(command, cwd)
+
+
+def kill_once_there_is(something, command, cwd, folder):
+    """Kill a command and all its children as soon as `something` is there, and return that."""
+    process = start(command, cwd)
+    while not (found := something(folder)):
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.005)
+    assert process.poll() is None, "it ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return found
 
 
 def without_time(path):
@@ -117,8 +134,8 @@ def stage(name, out, cohort, tiny_profile, untrained):
     }[name]  # fmt: skip
 
 
-def go(name, kills, cohort, tiny_profile, untrained, tmp_path):
-    """Run a stage whole, then killed and resumed: the results must be the same bytes."""
+def copy_of_the_sources(cohort, tmp_path):
+    """Put them, and a table of pairs for the batch, in `tmp_path`."""
     lines = ["moving,fixed"]
     for path in sorted((cohort.folder.parent / "raw").glob("*/*_t1.nii.gz")):
         lines.append(f"{path},{str(path).replace('_t1.', '_t2.')}")
@@ -131,6 +148,11 @@ def go(name, kills, cohort, tiny_profile, untrained, tmp_path):
     shutil.copy(ROOT / "Snakefile", tmp_path)
     if (ROOT / "runs" / "vendor").exists():  # so that MathJax is not fetched again
         shutil.copytree(ROOT / "runs" / "vendor", tmp_path / "vendor")
+
+
+def go(name, kills, cohort, tiny_profile, untrained, tmp_path):
+    """Run a stage whole, then killed and resumed: the results must be the same bytes."""
+    copy_of_the_sources(cohort, tmp_path)
     out = tmp_path / "runs"
     command, patterns = stage(name, out, cohort, tiny_profile, untrained)
     started = time.monotonic()
@@ -176,10 +198,33 @@ def test_the_graph_gives_the_same_bytes_twice(tiny_cohort, tiny_profile, untrain
     go("graph", 0, tiny_cohort, tiny_profile, untrained, tmp_path)
 
 
+def volumes(folder):
+    """When each volume was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("[!.]*/*.nii.gz")}
+
+
+def steps(folder):
+    """How long a training had taken by each step of its log, once there are weights."""
+    if not any(folder.glob("rigid*.safetensors")):
+        return {}
+    log = pd.read_csv(folder / "rigid.log.csv", dtype=str)
+    return dict(zip(log.step, log.seconds, strict=True))
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["cohort", "training"])
-def test_killed_once_and_resumed(name, tiny_cohort, tiny_profile, untrained, tmp_path):
-    go(name, 1, tiny_cohort, tiny_profile, untrained, tmp_path)
+@pytest.mark.parametrize(("name", "made"), [("cohort", volumes), ("training", steps)])
+def test_killed_and_resumed(name, made, tiny_cohort, tiny_profile, untrained, tmp_path):
+    """In the bytes of an uninterrupted run, and what was there at the kill is not made again."""
+    copy_of_the_sources(tiny_cohort, tmp_path)
+    out = tmp_path / "runs"
+    command, patterns = stage(name, out, tiny_cohort, tiny_profile, untrained)
+    before = kill_once_there_is(made, command, tmp_path, out)
+    run(command, tmp_path)
+    after, resumed = made(out), contents(out, *patterns)
+    assert len(before) < len(after) and before.items() <= after.items()
+    shutil.rmtree(out)
+    run(command, tmp_path)
+    assert resumed and resumed == contents(out, *patterns)
 
 
 @pytest.mark.slow
