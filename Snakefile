@@ -184,7 +184,7 @@ rule table:
         f"{RUN}/results/pairs.json",
         sources("experiments/tables.py", "experiments/statistics.py", "experiments/paper.yaml"),
     output:
-        multiext(f"{RUN}/results/table1", ".csv", ".tex", ".html"),
+        multiext(f"{RUN}/results/table1", ".csv", ".tex", ".html", ".md"),
         f"{RUN}/results/error.png",
     shell:
         "odereg table {input[0]} --out {RUN}/results"

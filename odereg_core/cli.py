@@ -315,7 +315,7 @@ def merge(
 @app.command()
 def table(
     results: Annotated[Path, typer.Argument(help="The merged table of results (pairs.csv).")],
-    out: Annotated[Path, typer.Option(help="Folder for table1.csv, .tex, .html and error.png.")],
+    out: Annotated[Path, typer.Option(help="Folder for table1.* and error.png.")],
 ) -> None:
     """Table 1 of a run, beside the paper's: numbers, LaTeX, HTML, and error against motion."""
     from odereg_core.experiments.evaluate import read_results, voxel_mm
@@ -331,7 +331,7 @@ def table(
     with atomic(out / "error.png") as temporary:
         names = {key: method.name for key, method in METHODS.items()}
         error_figure(rows, names).savefig(temporary, metadata={"Software": ""})
-    print(f"table1.csv, table1.tex, table1.html, error.png -> {out}")
+    print(f"table1.csv, .tex, .html, .md, error.png -> {out}")
 
 
 @app.command()

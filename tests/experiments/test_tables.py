@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,10 @@ from bs4 import BeautifulSoup
 from hypothesis import given
 from hypothesis import strategies as st
 
+from odereg_core.experiments.methods import METHODS
 from odereg_core.experiments.statistics import holm, interval, paired_p
 from odereg_core.experiments.tables import (
+    TASKS,
     against_best,
     best_of_blocks,
     paper_table,
@@ -19,6 +22,8 @@ from odereg_core.experiments.tables import (
     table1,
     write_table1,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def results(task, method, errors, subjects=None, **other):
@@ -148,3 +153,26 @@ def test_the_files_hold_the_same_numbers(tmp_path):
     # Standing still takes no time, but does not compete.
     assert "& 0.00 (0.00)" in latex
     assert r"\bfseries 0.00" not in latex
+
+
+def test_the_readme_shows_the_kept_table():
+    """Each of its numbers, by pandas' own means over the kept lines."""
+    kept = pd.read_csv(ROOT / "results" / "demo" / "pairs.csv")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line[2:-2].split(" | ") for line in text.splitlines() if line.count(" | ") == 8]
+    shown, task = 0, ""
+    for line in lines[2:]:
+        task = line[0].strip() or task
+        name = {theirs: ours for ours, theirs in TASKS.items()}[task]
+        (method,) = (
+            key for key, m in METHODS.items() if m.name == line[1].strip() and name in m.tasks
+        )
+        rows = kept[(kept.task == name) & (kept.method == method)]
+        phi = rows.rmse_phi_mm
+        cells = [cell.strip() for cell in line]
+        assert cells[2:5] == [str(len(rows)), f"{phi.mean():.2f} ({phi.std():.2f})",
+                              f"{phi.median():.2f}"]  # fmt: skip
+        assert cells[6:8] == [f"{100 * (phi < 6).mean():.0f} %", f"{100 * rows.dice.mean():.1f} %"]
+        assert cells[8] == ("" if method == "none" else f"{rows.seconds.mean():.1f}")
+        shown += 1
+    assert shown == 19
