@@ -15,8 +15,6 @@ from odereg_core.profiles import load_profile
 from odereg_core.seen import KEY
 from odereg_core.weights import load_model, save_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
 
 def odereg(*arguments):
     """What a command says; whatever it raises is raised here."""
@@ -73,10 +71,10 @@ def test_a_table_of_a_method_that_is_none_is_refused(run):
     assert not (run / "table").exists()
 
 
-def test_a_variant_of_fig_4b_is_trained_evaluated_and_collected(
+def test_the_variants_of_fig_4b_are_written_evaluated_and_collected(
     tiny_cohort, tiny_profile, untrained, tmp_path
 ):
-    """All but the training, which tests of its own have: untrained weights take its place."""
+    """Without their training, which has tests of its own: by untrained weights."""
     for steps in (1, 2, 4, 8, 16):
         folder = tmp_path / f"steps_{steps}"
         odereg(

@@ -32,6 +32,12 @@ def start(command, cwd):
     )  # fmt: skip
 
 
+def kill(process):
+    """End it and all its children, as a power cut would."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
 def run(command, cwd, kill_after=None):
     """Run a command of the sources in `cwd` to its end, or kill it and all its children; whether
     it ended."""
@@ -39,8 +45,7 @@ def run(command, cwd, kill_after=None):
     try:
         _, said = process.communicate(timeout=kill_after)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        kill(process)
         return False
     assert process.returncode == 0, said.decode()
     return True
@@ -79,8 +84,7 @@ def kill_once_there_is(something, command, cwd, folder):
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.005)
     assert process.poll() is None, "it ended before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill(process)
     return found
 
 

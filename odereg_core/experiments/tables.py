@@ -169,26 +169,26 @@ def styled(results: pd.DataFrame, voxel_mm: float, uuid: str = "table1") -> Styl
     return printed.set_table_attributes('class="dataframe table1"')
 
 
-def markdown(results: pd.DataFrame, voxel_mm: float) -> str:
-    """The start and the paper's rows in short, for a README: what this run has of them."""
-    ours, paper = summary(results, voxel_mm), paper_table()
+def markdown(numbers: pd.DataFrame) -> str:
+    """Of a `summary` the start and the paper's rows in short, for a README."""
+    paper = paper_table()
     heads = ("task", "method", "pairs", "RMSE(φ), mm", "median", "in the paper", "under 2 voxels",
              "Dice", "seconds")  # fmt: skip
-    lines = [heads, ("---",) * len(heads)]
-    shown = ""
-    for task, method in _order(ours, paper):
+    lines, shown = [heads, ("---",) * len(heads)], ""
+    for task, method in _order(numbers, paper):
         start = method == METHODS["none"].name
-        if (task, method) not in ours.index or not (start or (task, method) in paper.index):
+        key = (task, method)
+        if key not in numbers.index or not (start or key in paper.index):
             continue
-        row, phi = ours.loc[(task, method)], ours.loc[(task, method), "rmse_phi_mm"]
+        row = numbers.loc[key]
         lines.append(
             (
                 task if task != shown else "",
                 method,
                 f"{row['pairs', '']:.0f}",
-                _cell(phi),
-                f"{phi['median']:.2f}",
-                "" if start else _cell(paper.loc[(task, method), "rmse_phi_mm"]),
+                _cell(row["rmse_phi_mm"]),
+                f"{row['rmse_phi_mm', 'median']:.2f}",
+                "" if start else _cell(paper.loc[key, "rmse_phi_mm"]),
                 f"{row['success', '%']:.0f} %",
                 f"{row['dice', 'mean']:.1f} %",
                 "" if start else f"{row['seconds', 'mean']:.1f}",
@@ -218,7 +218,7 @@ def write_table1(results: pd.DataFrame, voxel_mm: float, folder: Path) -> None:
         ),
         "table1.html": head + printed.to_html() + "</html>\n",
         "table1.tex": _latex(printed),
-        "table1.md": markdown(results, voxel_mm),
+        "table1.md": markdown(numbers),
     }
     for name, text in texts.items():
         with atomic(folder / name) as temporary:
