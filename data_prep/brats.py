@@ -35,7 +35,7 @@ from odereg_core.cohort import (
 from odereg_core.errors import InputError
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
-from odereg_core.volume import Volume, foreground, normalise, resample
+from odereg_core.volume import Volume, foreground, head_on, resample
 
 MISNAMED = {"BraTS20_Training_355": "W39_1998.09.19_Segm"}
 """BraTS 2020 itself names this mask otherwise."""
@@ -173,12 +173,8 @@ def prepare(subject: Found, grid: Grid, out: Path, source: str) -> None:
     for path in subject.images.values():
         volume = Volume.load(path).checked()
         mask = foreground(volume)
-        scaled = volume.with_data(normalise(volume.data, mask))
         centre = grid_centre(volume, grid) if centre is None else centre  # the first one's, for all
-        image = resample(scaled, grid, centre)[0, 0]
-        # Smoothing bleeds over the edge of the brain: the mask decides what is background.
-        inside = resample(volume.with_data(mask.astype(np.float32)), grid, centre)[0, 0]
-        images.append(torch.where(inside > 0.5, image / inside.clamp_min(0.5), 0.0).clamp(0, 1))
+        images.append(head_on(grid, volume, mask, centre)[0, 0])
     seg = None
     if subject.mask:
         volume = Volume.load(subject.mask)

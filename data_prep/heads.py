@@ -35,7 +35,7 @@ from data_prep.phantom import (
     signal,
 )
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same seed gives other bytes."""
 CONTRASTS = ("t1", "t2", "flair")
 
@@ -121,7 +121,7 @@ def head(seed: int, index: int, spacing: float) -> dict[str, tuple[NDArray, Arra
     rng, protocol, around, *contrast_streams = map(np.random.default_rng, streams)
     body = anatomy(rng, lattice, diseased=False)
     inner = dict(zip(INNER, body.fractions, strict=False))
-    brain = body.fractions[: len(INNER)].sum(0) > 0.5
+    brain = body.whole > 0.5
     inner = {name: part * brain for name, part in inner.items()}
     outer = shells(lattice, brain, draw_build(around, lattice))
     parts = {n: inner.get(n, 0) + outer.get(n, 0) for n in TISSUES}

@@ -241,10 +241,12 @@ class Tumour:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Fractions of each tissue (order of NAMES), brain mask, segmentation and texture of one
+    """Fractions of each tissue (order of NAMES; their sum is one a little way past the brain too),
+    how much of a voxel is brain, what a stripper leaves of it, segmentation and texture of one
     subject."""
 
     fractions: Array
+    whole: Array
     brain: NDArray[np.bool_]
     seg: NDArray[np.uint8]
     vessels: Array
@@ -330,7 +332,7 @@ def anatomy(rng: Rng, lattice: Lattice, diseased: bool = True) -> Anatomy:
     seg[(core > 0.5) & (necrosis > 0.5 * core)] = NECROSIS
     seg[~mask] = 0
     surface = np.clip(csf - 0.35, 0, 1) * near_surface * (lattice.field(rng, 7.0) > 1.0)
-    return Anatomy(fractions.astype(np.float32), mask, seg, surface.astype(np.float32))
+    return Anatomy(fractions.astype(np.float32), brain, mask, seg, surface.astype(np.float32))
 
 
 def _grow(

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 from joblib import Parallel, delayed
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm.auto import tqdm
 
 from odereg_core.errors import InputError
 from odereg_core.files import atomic, code, digest, read_json
 from odereg_core.registration import load_cascade, register, weights_files
+from odereg_core.weights import shipped
 
+SUMMARY = "summary.csv"
 COLUMNS = ("moving", "fixed", "name", "moving_mask", "fixed_mask", "labels")
 Weights = Sequence[Path | str] | None
 
@@ -66,7 +69,7 @@ def read_pairs(path: Path) -> list[BatchPair]:
         if None in line or not row["moving"] or not row["fixed"]:
             raise InputError(f"{where}: a moving and a fixed file are needed, and no more fields")
         name = row["name"] or f"{number:04d}"
-        if not re.fullmatch(r"\w[\w.+-]*", name):
+        if not re.fullmatch(r"\w[\w.+-]*", name) or name == SUMMARY:
             raise InputError(
                 f"{where}: '{name}' is no name for a folder (letters, digits, - and _)"
             )
@@ -91,7 +94,7 @@ def one(
     row = {"name": pair.name, "moving": str(pair.moving), "fixed": str(pair.fixed)}
     folder = out / pair.name
     try:
-        models = weights_files(transform, weights)
+        models = [*weights_files(transform, weights), shipped("encoder")]
         masked = bool(pair.moving_mask), bool(pair.fixed_mask)
         source = digest([*pair.files, *models], code(), transform, refine, masked)
         try:
@@ -138,21 +141,28 @@ def run(
 
     A pair that lies there registered from the same bytes by the same models and code is kept. One
     that cannot be registered is told in its row. The summary is also in `out`/summary.csv. Raises
-    InputError where `out` cannot be written, or the models cannot be loaded.
+    InputError where `out` cannot be written, the models cannot be loaded, or a process is ended
+    from outside; what was registered until then is kept.
     """
     load_cascade(transform, weights, "cpu")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from None
-    summary = out / "summary.csv"
+    summary = out / SUMMARY
     calls = [delayed(one)(pair, out, transform, weights, refine, device) for pair in pairs]
     results = Parallel(n_jobs=min(jobs, len(pairs)), return_as="generator_unordered")(calls)
     order = {pair.name: place for place, pair in enumerate(pairs)}
     rows: list[dict] = []
-    for row in tqdm(results, total=len(pairs), desc="registering", unit="pair"):
-        rows.append(row)
-        table = pd.DataFrame(sorted(rows, key=lambda row: order[row["name"]]))
-        with atomic(summary) as temporary:
-            table.to_csv(temporary, index=False)
+    try:
+        for row in tqdm(results, total=len(pairs), desc="registering", unit="pair"):
+            rows.append(row)
+            table = pd.DataFrame(sorted(rows, key=lambda row: order[row["name"]]))
+            with atomic(summary) as temporary:
+                table.to_csv(temporary, index=False)
+    except TerminatedWorkerError:
+        raise InputError(
+            f"a process was ended from outside after {len(rows)} of {len(pairs)} pairs, for want "
+            "of memory perhaps: the same command with fewer jobs goes on"
+        ) from None
     return table

@@ -192,7 +192,7 @@ def evaluate(
     task: Annotated[str, typer.Option(help="rigid, deformable or hybrid.")] = "rigid",
     profile: ProfileOption = "demo",
     pairs: Annotated[
-        int | None, typer.Option(help="Test pairs, 0 for all; else the profile's.")
+        int | None, typer.Option(help="Test pairs, 0 for all; else the profile's.", min=0)
     ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; ANTs always takes one.", min=1)] = 1,
     device: DeviceOption = "auto",
@@ -414,9 +414,6 @@ def main() -> None:
     except MemoryError:
         print("error: not enough memory for volumes of this size", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted; what was whole is on disk", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

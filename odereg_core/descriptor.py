@@ -155,12 +155,13 @@ def _moves(
 ) -> Float[Tensor, "6 12"]:
     """What a twist does to a point: along axis i it moves p by moves[:, i, 0] + moves[:, i, 1:] p
     voxels, here with both axes as one."""
-    moves = torch.zeros(6, 3, 4)
-    for i in range(3):
-        moves[3 + i, i, 0] = 1
-        j, k = (i + 1) % 3, (i + 2) % 3
-        moves[j, i, 1 + k], moves[k, i, 1 + j] = 1, -1  # omega x p
-    return (moves / torch.tensor(spacing)[:, None]).flatten(1).to(device, dtype)
+    with torch.inference_mode(False):  # as the grid's axes
+        moves = torch.zeros(6, 3, 4)
+        for i in range(3):
+            moves[3 + i, i, 0] = 1
+            j, k = (i + 1) % 3, (i + 2) % 3
+            moves[j, i, 1 + k], moves[k, i, 1 + j] = 1, -1  # omega x p
+        return (moves / torch.tensor(spacing)[:, None]).flatten(1).to(device, dtype)
 
 
 @full_precision

@@ -70,7 +70,8 @@ def _axes(
     grid: Grid, device: torch.device | str | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Made once: a solve asks for them in every evaluation of f, a few microseconds each time."""
-    return tuple(  # type: ignore[return-value]
-        (torch.arange(n, device=device, dtype=dtype) - (n - 1) / 2) * s
-        for n, s in zip(grid.shape, grid.spacing, strict=True)
-    )
+    with torch.inference_mode(False):  # whoever asks first, a later one may want gradients
+        return tuple(  # type: ignore[return-value]
+            (torch.arange(n, device=device, dtype=dtype) - (n - 1) / 2) * s
+            for n, s in zip(grid.shape, grid.spacing, strict=True)
+        )

@@ -14,7 +14,7 @@ from odereg_core.grid import Grid
 from odereg_core.networks import DYNAMICS
 from odereg_core.ode import Solution, Solver, integrate
 from odereg_core.ode.integrate import Adjoint
-from odereg_core.transforms import TRANSFORMS, Transform, compose
+from odereg_core.transforms import TRANSFORMS, Rigid, Transform, compose
 from odereg_core.warp import warp
 
 Outer = tuple[Transform, Tensor]
@@ -115,8 +115,10 @@ class MSODENet(nn.Module):
         solver, length = self.solvers[scale], self.time / self.scales
         if isinstance(self.most, Sequence):
             return self.most[scale] / length
-        most = self.most / length
-        return most if solver.adaptive else min(most, max(1.0, 0.8 / solver.value))
+        if solver.adaptive:
+            return self.most / length
+        steps = solver.steps(length)
+        return min(self.most, 0.8 * steps if steps > 1 else 1.0) / length
 
     def forward(
         self,
@@ -229,13 +231,15 @@ class Cascade(nn.Module):
     """One model, or a rigid and a deformable one in sequence (section 3.1, hybrid motion).
 
     The second stage sees the moving image through the first stage's map, composed, never
-    resampled twice. Raises ValueError for more stages, or models of different grids.
+    resampled twice. Raises ValueError for more stages, another order, or models of different grids.
     """
 
     def __init__(self, *models: MSODENet):
         super().__init__()
         if len(models) not in (1, 2):
             raise ValueError(f"a cascade has one or two stages, not {len(models)}")
+        if len(models) == 2 and not isinstance(models[0].transform, Rigid):
+            raise ValueError("the first stage of a cascade is rigid")
         if len({model.grids[-1] for model in models}) > 1:
             raise ValueError("the stages of a cascade must share one grid")
         self.models = nn.ModuleList(models)

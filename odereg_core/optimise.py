@@ -72,8 +72,8 @@ def refine(
 ) -> Float[Tensor, "{steps}+1 b"]:
     """Go on from what a cascade found: `optimise` the last stage's theta, in place, on MIND [13].
 
-    Content codes (Eq. 4) have a quarter of a slice's resolution: they lead from far and are blunt
-    at the end. Returns the losses.
+    Content codes (Eq. 4) are half as fine as a slice along an axis: they lead from far and are
+    blunt at the end. Returns the losses.
     """
     stage, transform = result.stages[-1], result.transforms[-1]
     lr, lambda_reg = REFINE[transform.name]

@@ -28,9 +28,8 @@ from odereg_core.volume import (
     centre_of_mass,
     foreground,
     given_mask,
-    normalise,
+    head_on,
     read_labels,
-    resample,
 )
 from odereg_core.warp import warp
 from odereg_core.weights import load_content, load_model, shipped
@@ -111,16 +110,14 @@ def register(
     `moving_mask`, `fixed_mask`: what of each scan to register, of any grid in that scan's world
     (a brain mask, for heads with skulls); by default all that is not background. `labels`: files
     in the moving scan's world to be carried along. `refine`: so many steps of direct optimisation
-    from the model's answer, on MIND [13]: finer than content codes, which have a quarter of a
-    slice's resolution. It brings rigid maps nearer to the truth, not deformations. The report's
+    from the model's answer, on MIND [13]: finer than content codes, which are half as fine as a
+    slice along an axis. It brings rigid maps nearer to the truth, not deformations. The report's
     warnings say where scans or answer lie outside what the model has seen (see
-    `odereg_core.seen`).
+    `odereg_core.seen`); its measures are of the model's own answer, but `content` of the refined.
 
     Raises InputError for files that are no usable scans, and where the solver does not end on
     them.
     """
-    if transform not in REGISTER_TRANSFORMS:
-        raise InputError(f"no transform '{transform}'; there are: {', '.join(REGISTER_TRANSFORMS)}")
     device = choose_device(device)
     files = weights_files(transform, weights)
     model = load_cascade(transform, files, device)
@@ -139,7 +136,7 @@ def register(
     else:
         centres = centre_of_mass(moving, masks[0]), centre_of_mass(fixed, masks[1])
     images = [
-        resample(volume.with_data(normalise(volume.data, mask)), model.grid, centre).to(device)
+        head_on(model.grid, volume, mask, centre).to(device)
         for volume, mask, centre in zip((moving, fixed), masks, centres, strict=True)
     ]
     for volume, image in zip((moving, fixed), images, strict=True):
@@ -232,7 +229,7 @@ def _outside(
         if seen[0]:
             warnings += seen[0].outside(found, f"The {name} scan")
     for stage, transform, known in zip(result.stages, result.transforms, seen, strict=True):
-        outer = (result.transforms[0], result.stages[0].theta) if len(measures) > 2 else None
+        outer = result.outer if stage is result.stages[-1] else None
         found = measures[transform.name] = of_result(stage, transform, images[1] > 0, outer)
         if known:
             warnings += known.outside(found, f"The {transform.name} map")
@@ -297,8 +294,11 @@ def _carry(
 def weights_files(transform: str, weights: Sequence[Path | str] | Path | str | None) -> list[Path]:
     """The weights of each stage of a transform such as `rigid+bspline`: those given, or shipped.
 
-    Raises InputError where their number is another, or none are shipped.
+    Raises InputError for a transform that is none of `REGISTER_TRANSFORMS`, and where the number of
+    files is another, or none are shipped.
     """
+    if transform not in REGISTER_TRANSFORMS:
+        raise InputError(f"no transform '{transform}'; there are: {', '.join(REGISTER_TRANSFORMS)}")
     names = transform.split("+")
     files = [weights] if isinstance(weights, str | Path) else list(weights or map(shipped, names))
     if len(files) != len(names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -121,8 +122,12 @@ class Volume:
         return Volume(np.asarray(data), self.affine, self.orientation, self.path)
 
     def same_grid(self, other: Volume) -> bool:
-        """Whether both have the same voxels in the same places, to a thousandth of a mm."""
-        return self.shape == other.shape and np.allclose(self.affine, other.affine, atol=1e-3)
+        """Whether both have the same voxels in the same places, to a hundredth of a mm."""
+        if self.shape != other.shape:
+            return False
+        corners = np.array([*product(*((0, n - 1) for n in self.shape))]).T
+        apart = (self.affine - other.affine)[:3] @ np.vstack([corners, np.ones(8)])
+        return bool(np.abs(apart).max() < 0.01)
 
     def native(self) -> tuple[NDArray, Affine]:
         """Voxels and affine in the file's own axis order; trailing axes of `data` go along."""
@@ -277,3 +282,14 @@ def resample(
         mode="grid-constant",
     )
     return torch.from_numpy(result)[None, None]
+
+
+def head_on(
+    grid: Grid, volume: Volume, mask: NDArray[np.bool_], centre: NDArray[np.float64]
+) -> Float[Tensor, "1 1 x y z"]:
+    """What the models see of a scan: its foreground in [0, 1] and zeros about it, on `grid` as
+    `resample` places it."""
+    image = resample(volume.with_data(normalise(volume.data, mask)), grid, centre)
+    # Smoothing bleeds over the edge of the brain: the mask decides what is background.
+    inside = resample(volume.with_data(mask.astype(np.float32)), grid, centre)
+    return torch.where(inside > 0.5, image / inside.clamp_min(0.5), 0.0).clamp(0, 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data_prep import brats, phantom
+from odereg_core.files import write_json
 from odereg_core.profiles import load_profile
 from odereg_core.weights import save_model
 
@@ -57,11 +58,13 @@ def tiny_cohort(tmp_path_factory, tiny_profile):
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory, tiny_profile):
-    """A folder of weights of untrained models: their map is the identity."""
+    """A folder of weights of untrained models, with their records: their map is the identity."""
     from odereg_core.train.registration import build
 
     profile = load_profile(tiny_profile)
     folder = tmp_path_factory.mktemp("weights")
     for name, section in profile.models.items():
         save_model(folder / f"{name}.safetensors", build(name, profile, section))
+        record = {"samples": 0, "settings": section.model_dump(mode="json")}
+        write_json(folder / f"{name}.json", record)
     return folder

@@ -1,5 +1,8 @@
 """Batch registration: a bad pair stops nothing, done work is kept, changed work is redone."""
 
+import os
+import signal
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -78,6 +81,31 @@ def test_done_pairs_are_kept_and_changed_ones_redone(tmp_path, table, untrained,
     assert calls == ["a.nii.gz"]
 
 
+def test_a_process_ended_from_outside_stops_the_batch_in_one_sentence(tmp_path, table, untrained):
+    weights = [untrained / "rigid.safetensors"]
+    pairs = [pair for pair in read_pairs(table) if pair.name in ("first", "0004")]
+    doomed = Killer("doomed", pairs[0].moving, pairs[0].fixed)
+    with pytest.raises(InputError, match=r"ended from outside after . of 3 pairs.*fewer jobs"):
+        run([*pairs, doomed], tmp_path / "out", weights=weights, device="cpu", jobs=2)
+    table = run(pairs, tmp_path / "out", weights=weights, device="cpu")
+    assert list(table.status) == ["registered"] * 2
+
+
+class Killer(batch.BatchPair):
+    """A pair that takes more memory than there is: whoever registers it is killed."""
+
+    @property
+    def files(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_transform_that_is_none_is_refused_before_any_pair(tmp_path, table):
+    for transform in ("affine", "rigid+rigid", "bspline+rigid", "encoder"):
+        with pytest.raises(InputError, match=r"no transform '.*'; there are: rigid, bspline"):
+            run(read_pairs(table), tmp_path / "out", transform, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_pair_that_fails_now_does_not_keep_an_old_result(tmp_path, table, untrained):
     out, weights = tmp_path / "out", [untrained / "rigid.safetensors"]
     pairs = read_pairs(table)[:1]
@@ -97,6 +125,7 @@ def test_a_pair_that_fails_now_does_not_keep_an_old_result(tmp_path, table, untr
         ("moving,fixed\na.nii\n", "pair 1: a moving and a fixed file"),
         ("moving,fixed\na.nii,b.nii,c.nii\n", "pair 1: a moving and a fixed file"),
         ("moving,fixed,name\na,b,../x\n", "'../x' is no name for a folder"),
+        ("moving,fixed,name\na,b,summary.csv\n", "'summary.csv' is no name for a folder"),
         ("moving,fixed,name\na,b,x\nc,d,x\n", "pair 2: a second pair called 'x'"),
     ],
 )

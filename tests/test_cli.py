@@ -100,6 +100,7 @@ def test_the_variants_of_fig_4b_are_written_evaluated_and_collected(
 def test_calibration_adds_what_was_seen_and_leaves_the_weights(tiny_cohort, untrained, tmp_path):
     weights = tmp_path / "rigid.safetensors"
     save_model(weights, load_model(untrained / "rigid.safetensors"))
+    weights.with_suffix(".json").write_bytes((untrained / "rigid.json").read_bytes())
     tensors, metadata = load_tensors(weights)
     assert KEY not in metadata
     said = odereg("calibrate", weights, "--cohort", tiny_cohort.folder, "--device", "cpu")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odereg_core.grid import Grid
+from odereg_core.transforms import Rigid
 
 shapes = st.tuples(*[st.integers(1, 12)] * 3)
 spacings = st.tuples(*[st.floats(0.5, 6)] * 3)
@@ -38,3 +39,12 @@ def test_bad_grids_are_refused():
         Grid((2, 2, 2), (1, -1, 1))
     with pytest.raises(ValueError, match="not divisible"):
         Grid((3, 4, 4), (1, 1, 1)).coarsened(2)
+
+
+def test_gradients_flow_where_inference_was_first():
+    grid = Grid((7, 6, 5), (1.5, 2.0, 2.5))
+    with torch.inference_mode():
+        Rigid().displacement(torch.zeros(1, 6), grid)
+    theta = torch.zeros(1, 6, requires_grad=True)
+    Rigid().displacement(theta, grid).square().sum().backward()
+    assert theta.grad is not None

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from odereg_core.errors import InputError
 from odereg_core.grid import Grid
 from odereg_core.msodenet import Cascade, MSODENet, pyramid
 from odereg_core.ode import SolverError
-from odereg_core.transforms import Rigid
+from odereg_core.transforms import Dense, Rigid
 from odereg_core.warp import warp
 from odereg_core.weights import describe, load_model, save_model
 
@@ -91,6 +93,17 @@ def test_gain_goes_no_further_than_a_fixed_step_can():
         net.networks[i] = Constant([0.0, 0.0, 0.0, 0.05, 0.0, 0.0])
     shifts = [float(s.theta[0, 3]) for s in net(*images()).segments]
     assert shifts == pytest.approx([10, 18, 19.6], abs=1e-3)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(0.2, 3), st.floats(0.5, 4), st.floats(0.1, 20))
+def test_no_fixed_step_takes_more_than_is_left(step, time, most):
+    """Steps that do not divide the segment too: it is taken in equal ones of about that length."""
+    net = model(f"F({step})", time=time, gain=most)
+    count = net.solvers[0].steps(time)
+    taken = net.gain(0) * time / count
+    assert taken <= (1 if count == 1 else 0.8) + 1e-9
+    assert net(*images()).nfe == count
 
 
 def test_the_coarsest_scales_alone():
@@ -200,3 +213,8 @@ def test_a_cascade_that_makes_no_sense_is_refused():
         Cascade(model("F(1)"), other)
     with pytest.raises(ValueError, match="one or two stages"):
         Cascade()
+    with pytest.raises(ValueError, match="first stage of a cascade is rigid"):
+        Cascade(MSODENet("dense", GRID, ["F(1)"]), model("F(1)"))
+    coarse = Grid((8, 8, 4), (12.0, 12.0, 12.0))
+    with pytest.raises(ValueError, match="resample it"):
+        Dense().map(torch.zeros(1, 3, *GRID.shape), coarse.points(), coarse)

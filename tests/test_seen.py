@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from odereg_core.errors import InputError
 from odereg_core.files import load_tensors, save_tensors, sha256
 from odereg_core.grid import Grid
+from odereg_core.profiles import load_profile
 from odereg_core.registration import register
 from odereg_core.seen import KEY, MARGIN, Seen, cut_cm2, load_seen, of_image, of_result
 from odereg_core.train.calibrate import calibrate
-from odereg_core.volume import Volume
+from odereg_core.train.registration import train
+from odereg_core.volume import Volume, head_on
 from odereg_core.weights import load_model, shipped
 
 
@@ -29,6 +31,9 @@ def test_outside_is_past_the_range_by_the_margin(values, value):
 def test_it_is_kept_in_the_weights(tmp_path, tiny_cohort, untrained):
     path = tmp_path / "rigid.safetensors"
     path.write_bytes((untrained / "rigid.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"rigid\.json: there is no such file"):
+        calibrate(path, tiny_cohort)
+    path.with_suffix(".json").write_bytes((untrained / "rigid.json").read_bytes())
     assert load_seen(path) is None
     tensors = load_tensors(path)[0]
     seen = calibrate(path, tiny_cohort)
@@ -50,6 +55,35 @@ def test_it_is_kept_in_the_weights(tmp_path, tiny_cohort, untrained):
         save_tensors(path, tensors, {KEY: text})
         with pytest.raises(InputError, match="cannot be read"):
             load_seen(path)
+
+
+def test_calibration_repeats_what_training_measured(tmp_path, tiny_cohort, tiny_profile):
+    profile = load_profile(tiny_profile)
+    section = profile.models["rigid"]
+    milder = section.augment.model_copy(update={"bias": 0.0, "noise": 0.0, "contrast": 0.0})
+    section = section.model_copy(update={"augment": milder})
+    profile = profile.model_copy(update={"models": {"rigid": section}})
+    weights = train("rigid", profile, tiny_cohort, tmp_path, "cpu")
+    trained = load_seen(weights)
+    again = calibrate(weights, tiny_cohort)
+    assert again.facts["registrations"] == trained.facts["registrations"]
+    for name in ("mean", "spread", "roughness", "litres"):
+        assert again.ranges[name] == pytest.approx(trained.ranges[name], rel=1e-3)
+
+
+def test_a_finer_scan_is_as_large_on_the_models_grid_as_it_was():
+    """Its smoothed edge, brought to larger voxels, is no head."""
+    shape = (160, 180, 150)
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, 3] = -(np.array(shape) - 1) / 2
+    blank = Volume(np.zeros(shape, np.float32), affine, np.array([[0, 1], [1, 1], [2, 1.0]]), "x")
+    x, y, z = blank.world()
+    inside = (x / 65) ** 2 + (y / 80) ** 2 + (z / 60) ** 2 < 1
+    data = np.where(inside, 300 + 100 * np.sin(x / 11) + 60 * np.cos(y / 9), 0)
+    grid = Grid((80, 80, 56), (3.0, 3.0, 3.0))
+    image = head_on(grid, blank.with_data(data.astype(np.float32)), inside, blank.centre)
+    assert of_image(image, grid)["litres"] == pytest.approx(inside.sum() / 1e6, rel=0.01)
+    assert float(image[image > 0].min()) > 0.25  # nor is it dimmer at its edge
 
 
 def test_measures_are_what_they_say():
@@ -129,10 +163,10 @@ def test_refining_comes_nearer_to_the_truth(untrained):
     options = {"weights": untrained / "rigid.safetensors", "device": "cpu"}
     shift = np.array([1.0, 0, 0]) * head().spacing[0]
     errors = []
-    for steps in (0, 12):
+    for steps in (0, 24):  # of at most a tenth of a millimetre
         found = register(away, head(), **options, refine=steps).displacement
         errors.append(np.abs(found.mean((1, 2, 3)) - shift).max())
-    assert errors[1] < 0.8 * errors[0]
+    assert errors[1] < 0.7 * errors[0]
 
 
 def test_refining_lowers_the_loss_and_moves_the_last_stage(untrained):

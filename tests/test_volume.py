@@ -330,6 +330,15 @@ def test_resampling_to_a_finer_grid_is_nibabels(tmp_path, codes, mode):
     assert (ours[((index < -1) | (index > top + 1)).any(0)] == 0).all()
 
 
+@pytest.mark.parametrize(("change", "same"), [(0.0, True), (1e-4, False), (2e-5, True)])
+def test_one_grid_is_one_at_every_corner(change, same):
+    """240 voxels of 1.0001 mm end 0.024 mm past as many of 1 mm."""
+    one, other = (np.diag([1.0 + c, 1.0, 1.0, 1.0]) for c in (0.0, change))
+    orientation = np.array([[0, 1], [1, 1], [2, 1.0]])
+    a, b = (Volume(np.zeros((240, 4, 4), np.float32), m, orientation) for m in (one, other))
+    assert a.same_grid(b) == b.same_grid(a) == same
+
+
 def test_voxels_that_coincide_are_copied(tmp_path):
     volume = Volume.load(
         write(tmp_path / "a.nii", ball((9, 8, 7)), affine_of("LPS", (1.0, 1.0, 1.0)))

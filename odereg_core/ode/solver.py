@@ -75,7 +75,8 @@ SOLVERS["heun"] = HeunSolver
 
 @dataclass(frozen=True)
 class Solver:
-    """A torchdiffeq method and its step (fixed grid) or tolerance (adaptive)."""
+    """A torchdiffeq method and its step (fixed grid) or tolerance (adaptive). A segment is taken in
+    equal steps, of the length nearest to the one asked for."""
 
     method: str
     value: float
@@ -106,11 +107,15 @@ class Solver:
     def adaptive(self) -> bool:
         return self.method in ADAPTIVE
 
+    def steps(self, length: float) -> int:
+        """How many fixed steps a segment of this length takes."""
+        return max(1, round(length / self.value))
+
     def arguments(self, t0: float, t1: float) -> dict:
         """Keyword arguments that make `torchdiffeq.odeint` take this solver's steps from t0 to
         t1."""
         if not self.adaptive:
-            steps = max(1, round(abs(t1 - t0) / self.value))
+            steps = self.steps(abs(t1 - t0))
 
             def grid(f: object, y: Tensor, t: Tensor) -> Tensor:
                 # From t itself, for the adjoint ODE runs from t1 to t0.

@@ -14,8 +14,7 @@ from tqdm.auto import tqdm
 
 from odereg_core.baselines.translate import translate
 from odereg_core.cohort import Cohort, contrast_pairs
-from odereg_core.errors import InputError
-from odereg_core.files import provenance, read_json, write_json
+from odereg_core.files import provenance, write_json
 from odereg_core.grid import Grid
 from odereg_core.losses import regularity
 from odereg_core.metrics import rmse_phi
@@ -31,6 +30,7 @@ from odereg_core.train.loop import (
     identity,
     mixed_precision,
     origin,
+    samples_of,
     start_from,
     step_generator,
     validation_pairs,
@@ -192,15 +192,6 @@ def begin(model: VoxelMorph | Rcn, init: Path) -> None:
         start_from(network, init)
 
 
-def samples_of(weights: Path) -> int:
-    """How many samples a file's weights have seen, by the record beside it. Raises InputError where
-    it does not say."""
-    record = weights.with_suffix(".json")
-    if "samples" not in (facts := read_json(record)):
-        raise InputError(f"{record}: does not say how many samples its weights have seen")
-    return facts["samples"]
-
-
 def affine_regularity(matrix: Tensor) -> Tensor:
     """How far maps A (B, 3, 3) are from rigid: the sum over singular values s of s^2 + s^-2 - 2,
     plus (det A - 1)^2, as the affine stage of [32] is trained."""
@@ -233,7 +224,7 @@ def train(
     translator = encoder and load_model(encoder, device, Disentangler)
     if section.start:
         init = init or out / f"{section.start}.safetensors"
-    earlier = samples_of(init) if init else 0
+    earlier = samples_of(init)
     trainer = BaselineTrainer(section, cohort, device, translator, init)
     facts = origin(command, profile, section, cohort, device, init=init, encoder=encoder)
     fitted = fit(

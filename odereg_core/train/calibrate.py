@@ -8,9 +8,10 @@ import torch
 
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
-from odereg_core.files import load_tensors, provenance, save_tensors, sha256
+from odereg_core.files import load_tensors, provenance, read_json, save_tensors, sha256
 from odereg_core.metrics import rmse_phi
 from odereg_core.msodenet import MSODENet
+from odereg_core.ode import SolverError
 from odereg_core.pairs import pair_keys, simulate
 from odereg_core.profiles import Augmentation
 from odereg_core.seen import KEY, Seen, of_image, of_result
@@ -26,8 +27,8 @@ def measure(
     model: MSODENet,
     cohort: Cohort,
     settings: Augmentation,
-    device: str = "cpu",
-    count: int = 96,
+    device: str,
+    count: int,
 ) -> Seen:
     """Register `count` simulated pairs of training subjects. The images, as they are and as
     augmented for training, give the ranges; and so do the maps of registrations that arrived,
@@ -44,7 +45,10 @@ def measure(
         for image in (pair.moving, pair.fixed):
             measured.append(of_image(image, cohort.grid))
             measured.append(of_image(augment(image, settings, rng), cohort.grid))
-        result = model(pair.moving.to(device), pair.fixed.to(device))
+        try:
+            result = model(pair.moving.to(device), pair.fixed.to(device))
+        except SolverError:  # as one that does not arrive
+            continue
         found = model.displacement(result).cpu()
         voxels = float(rmse_phi(found, pair.displacement, pair.brain)) / max(cohort.grid.spacing)
         if voxels < 2:
@@ -65,14 +69,21 @@ def measure(
 
 
 def calibrate(weights: Path, cohort: Cohort, device: str = "cpu") -> Seen:
-    """Measure a weights file's model and keep the result in the file; its tensors stay.
+    """Measure a weights file's model as its training did, by the record beside it, and keep the
+    result in the file; its tensors stay.
 
-    Raises InputError where the file holds no model for the cohort's grid.
+    Raises InputError where the file holds no model for the cohort's grid, or has no such record.
     """
     model = load_model(weights, device)
     if model.grids[-1] != cohort.grid:
         raise InputError(f"{weights}: a model of another grid than the cohort {cohort.folder}")
-    seen = measure(model, cohort, Augmentation(), device)
+    record = weights.with_suffix(".json")
+    settings = read_json(record).get("settings", {})
+    try:
+        augment, pairs = Augmentation(**settings["augment"]), settings["validation_pairs"]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{record}: does not say how its weights were trained") from None
+    seen = measure(model, cohort, augment, device, 2 * pairs)
     tensors, metadata = load_tensors(weights)
     save_tensors(weights, tensors, metadata | {KEY: seen.dumps()})
     return seen

@@ -18,7 +18,15 @@ from tqdm.auto import tqdm
 
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
-from odereg_core.files import atomic, commit, digest, load_tensors, save_tensors, sha256
+from odereg_core.files import (
+    atomic,
+    commit,
+    digest,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sha256,
+)
 from odereg_core.grid import Grid
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
@@ -160,6 +168,17 @@ class Schedule:
         fall = (1 + math.cos(math.pi * progress)) / 2
         for group in optimizer.param_groups:
             group["lr"] = stage.lr * (stage.decay + (1 - stage.decay) * fall)
+
+
+def samples_of(weights: Path | None) -> int:
+    """How many samples the weights that a training starts from have seen, by the record beside
+    them; without any, none. Raises InputError where it does not say."""
+    if weights is None:
+        return 0
+    record = weights.with_suffix(".json")
+    if "samples" not in (facts := read_json(record)):
+        raise InputError(f"{record}: does not say how many samples its weights have seen")
+    return facts["samples"]
 
 
 def validation_pairs(cohort: Cohort, task: str, count: int) -> list[Pair]:
@@ -334,7 +353,7 @@ def run(
 
     `validate` returns its numbers; the lowest `score` among them marks the best weights. At a step
     in `ends` a stage is over and the best weights become the present ones; at one in `anew` the
-    score starts over.
+    score starts over. Raises InputError where the score is not a number any more.
     Of several processes only the one that `leads` writes and shows anything.
     """
     started = time.monotonic() - checkpoint.seconds
@@ -360,6 +379,11 @@ def run(
             means = {key: value / count for key, value in sums.items()}
             sums, count = {}, 0
             numbers = validate()
+            if not math.isfinite(numbers[score]):
+                raise InputError(
+                    f"{title}: {score} is {numbers[score]} at step {checkpoint.step}; "
+                    "a smaller learning rate?"
+                )
             checkpoint.keep_best(numbers[score])
             checkpoint.seconds = time.monotonic() - started
             if leads:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odereg_core.cohort import Cohort
+from odereg_core.errors import InputError
 from odereg_core.files import provenance, write_json
 from odereg_core.losses import regularity, self_loss, velocity_loss
 from odereg_core.metrics import rmse_phi
@@ -29,6 +30,7 @@ from odereg_core.train.loop import (
     identity,
     mixed_precision,
     origin,
+    samples_of,
     start_from,
     step_generator,
     training_images,
@@ -46,17 +48,21 @@ how much of its velocity each takes. All of them leave a fiftieth of what it see
 
 
 def build(transform: str, profile: Profile, section: ModelSection) -> MSODENet:
-    """An untrained model as the profile describes it."""
+    """An untrained model as the profile describes it. Raises InputError where there is none of its
+    grid."""
     torch.manual_seed(section.seed)
-    return MSODENet(
-        transform,
-        profile.working_grid,
-        section.solvers,
-        section.time,
-        section.gain,
-        section.adjoint,
-        **section.network,
-    )
+    try:
+        return MSODENet(
+            transform,
+            profile.working_grid,
+            section.solvers,
+            section.time,
+            section.gain,
+            section.adjoint,
+            **section.network,
+        )
+    except ValueError as error:
+        raise InputError(f"the profile '{profile.name}': no model '{transform}': {error}") from None
 
 
 class Volumes:
@@ -107,6 +113,19 @@ class Trainer:
             self.cohort, TASKS[self.transform], self.section.validation_pairs
         )
 
+    @property
+    def inherits(self) -> set[int]:
+        """The first steps of the warm-ups that begin with the next coarser scale's network: those
+        of a scale that nothing before has trained."""
+        stages = self.section.stages
+        return {
+            start
+            for i, (start, stage) in enumerate(zip(self.schedule.starts, stages, strict=True))
+            if stage.objective == "velocity"
+            and not self.init
+            and stage.scales > max((earlier.scales for earlier in stages[:i]), default=1)
+        }
+
     def use(self, stage: Stage) -> Volumes:
         """Set the model and the data for a stage."""
         self.model.solvers = [Solver.parse(s) for s in stage.solvers or self.section.solvers]
@@ -118,10 +137,9 @@ class Trainer:
 
     def step(self, number: int) -> dict[str, float]:
         """One step of Adam."""
-        stage, progress = self.schedule.at(number)
+        stage, _ = self.schedule.at(number)
         volumes = self.use(stage)
-        warm_up = stage.objective == "velocity" and not self.init
-        if warm_up and stage.scales > 1 and progress == 0:
+        if number in self.inherits:
             networks = self.model.networks
             networks[stage.scales - 1].inherit(networks[stage.scales - 2])  # type: ignore[operator]
         self.schedule.set_rate(self.optimizer, number)
@@ -273,38 +291,46 @@ def train(
     to `out`.
 
     `encoder`: the weights of E^c for L_sim; `encoder.safetensors` in `out` unless given. `init`:
-    weights of the same kind of model to start from rather than from none. `team`: the processes
-    that train together (see `odereg_core.train.team.assemble`). Goes on from
-    `<transform>.checkpoint.safetensors` where there is one; on the CPU the result is then the same
-    to the bit as an uninterrupted run's. Returns the weights file.
+    weights of the same kind of model to start from rather than from none, their `.json` beside
+    them: what they saw counts among the samples. `team`: the processes that train together (see
+    `odereg_core.train.team.assemble`). Goes on from `<transform>.checkpoint.safetensors` where
+    there is one; on the CPU the result is then the same to the bit as an uninterrupted run's.
+    Returns the weights file. Raises InputError for settings that cannot train, and where a solve
+    of the training does not end.
     """
     check(cohort, profile)
     section = profile.models[transform]
     needed = section.similarity == "content"
     encoder = (encoder or out / "encoder.safetensors") if needed else None
     similarity = similarity_of(section, encoder, device)
+    earlier = samples_of(init)
     facts = origin(command, profile, section, cohort, device, init=init, encoder=encoder)
     team = team or Team()
     for stage in section.stages:  # rather now than after the hours before that stage
         crossed = stage.batch // 2 if stage.objective == "losses" and similarity else 0
+        if crossed == 0 and stage.objective == "losses" and similarity:
+            raise InputError(f"{transform}: a batch of 1 has no half for L_sim; 2 at least")
         for count in (crossed, stage.batch - crossed):
             team.share(count)
     trainer = Trainer(transform, profile, cohort, device, similarity, init, team)
     schedule = trainer.schedule
-    fitted = fit(
-        transform,
-        out,
-        trainer.model,
-        trainer.optimizer,
-        schedule.ends,
-        trainer.step,
-        lambda step: trainer.validate(schedule.at(step)[0].scales),
-        section.validate_every,
-        of=identity(facts),
-        anew=schedule.anew,
-        title=f"{transform} ({profile.name})",
-        leads=team.leads,
-    )
+    try:
+        fitted = fit(
+            transform,
+            out,
+            trainer.model,
+            trainer.optimizer,
+            schedule.ends,
+            trainer.step,
+            lambda step: trainer.validate(schedule.at(step)[0].scales),
+            section.validate_every,
+            of=identity(facts),
+            anew=schedule.anew,
+            title=f"{transform} ({profile.name})",
+            leads=team.leads,
+        )
+    except SolverError as error:
+        raise InputError(f"{transform}: a solve of the training did not end ({error})") from None
     if not team.leads:
         return fitted.weights
     seen = measure(
@@ -315,7 +341,7 @@ def train(
         fitted.weights.with_suffix(".json"),
         {
             **facts,
-            "samples": schedule.samples,
+            "samples": earlier + schedule.samples,
             "processes": team.size,
             "validation_rmse_phi_mm": fitted.best,
             **fitted.facts,

@@ -40,7 +40,7 @@ class Dense:
     def map(
         self, theta: Float[Tensor, "b 3 x y z"], points: Float[Tensor, "b 3 *n"], grid: Grid
     ) -> Float[Tensor, "b 3 *n"]:
-        batch = theta.shape[0]
+        theta, batch = self.displacement(theta, grid), theta.shape[0]
         flat = points.expand(batch, *points.shape[1:]).reshape(batch, 3, -1, 1, 1)
         u = sample(theta, voxels(flat, grid), outside="edge")
         return points + u.reshape(batch, *points.shape[1:])

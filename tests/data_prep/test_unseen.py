@@ -80,6 +80,15 @@ def test_heads_repeat_to_the_byte_and_whole_ones_are_kept(root, tmp_path):
     assert not np.array_equal(other, nib.load(root / files[1]).get_fdata())
 
 
+def test_the_true_brain_is_as_large_whatever_the_voxels():
+    litres = []
+    for spacing in (6.0, 9.0):
+        mask, voxel = heads.head(SEED, 1, spacing)["mask"]
+        litres.append(mask.sum() * np.prod(voxel) / 1e6)
+    assert litres[0] == pytest.approx(1.25, rel=0.02)  # of the atlas's 1.88: one of the smallest
+    assert litres[1] == pytest.approx(litres[0], rel=0.02)
+
+
 @pytest.fixture(scope="module")
 def prepared(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("unseen")

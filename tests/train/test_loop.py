@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from odereg_core.errors import InputError
 from odereg_core.profiles import Stage
 from odereg_core.train.loop import Checkpoint, Log, Schedule, arithmetic, mixed_precision, run
 
@@ -44,6 +45,22 @@ def test_scores_start_anew_only_where_something_else_is_validated():
     ours = stages(("velocity", 1), ("velocity", 2), ("velocity", 3), ("losses", 3))
     assert ours.ends == (2, 4, 6, 8) and ours.anew == (2, 4)
     assert stages(("affine", 2), ("losses", 2), ("losses", 2)).anew == (2,)
+
+
+def test_a_score_that_is_no_number_stops_the_training(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    checkpoint = Checkpoint(tmp_path / "x", model, torch.optim.Adam(model.parameters()))
+    scores = iter([3.0, float("nan")])
+    with pytest.raises(InputError, match=r"^vm: rmse_phi_mm is nan at step 2; a smaller learning"):
+        run(
+            checkpoint,
+            Log(tmp_path / "log.csv", 0),
+            3,
+            lambda number: {"loss": 0.0},
+            lambda: {"rmse_phi_mm": next(scores)},
+            1,
+            title="vm",
+        )
 
 
 @pytest.mark.parametrize(("kinds", "kept"), [((1, 1), 1.0), ((1, 2), 2.0)])

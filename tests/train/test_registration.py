@@ -1,6 +1,7 @@
 """Training: it learns, it resumes to the bit, and what it draws is what it says."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from odereg_core.errors import InputError
 from odereg_core.files import load_tensors, read_json, save_tensors, sha256, write_json
 from odereg_core.losses import regularity, self_loss
 from odereg_core.metrics import rmse_phi
-from odereg_core.msodenet import Registration
+from odereg_core.msodenet import MSODENet, Registration
 from odereg_core.profiles import Augmentation, load_profile
 from odereg_core.seen import load_seen
 from odereg_core.similarity import MutualInformation
@@ -308,13 +309,17 @@ def test_fine_tuning_starts_from_the_weights_given(tmp_path, profile, tiny_cohor
     given = {key: value + 0.1 for key, value in tensors.items()}
     init = tmp_path / "init.safetensors"
     save_tensors(init, given, metadata)
+    write_json(tmp_path / "init.json", {"samples": 100})
     trainer = Trainer("bspline", profile, tiny_cohort, "cpu", init=init)
     for step in (0, 5):
         trainer.step(step)
     for key, value in trainer.model.state_dict().items():
         assert (value - given[key]).abs().max() < 5e-3  # two steps of Adam away
     tuned = train("bspline", profile, tiny_cohort, tmp_path / "tuned", "cpu", init=init)
-    assert read_json(tuned.with_suffix(".json"))["init"] == sha256(init)
+    record = read_json(tuned.with_suffix(".json"))
+    assert record["init"] == sha256(init)
+    stages = profile.models["bspline"].stages
+    assert record["samples"] == 100 + sum(stage.steps * stage.batch for stage in stages)
     assert load_seen(tuned).facts["registrations"] == 4
 
 
@@ -382,6 +387,65 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_the_first_step(
     monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("a step was taken"))
     with pytest.raises(InputError, match="3 examples of a batch cannot be shared by 2 devices"):
         train("rigid", profile, tiny_cohort, tmp_path, "cpu")
+
+
+def test_a_batch_without_a_half_for_l_sim_is_refused_before_the_first_step(
+    tmp_path, profile, tiny_cohort, monkeypatch
+):
+    section = profile.models["rigid"]
+    single = section.stages[-1].model_copy(update={"objective": "losses", "batch": 1})
+    section = section.model_copy(update={"stages": (single,), "similarity": "mi"})
+    profile = profile.model_copy(update={"models": {"rigid": section}})
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("a step was taken"))
+    with pytest.raises(InputError, match="a batch of 1 has no half for L_sim"):
+        train("rigid", profile, tiny_cohort, tmp_path, "cpu")
+
+
+def test_a_grid_that_a_network_does_not_fit_is_refused_in_one_sentence(tmp_path):
+    path = tmp_path / "odd.yaml"
+    path.write_text("extends: demo\ngrid: {shape: [180, 216, 180], spacing: 1.0}\n")
+    odd = load_profile(path)
+    for name in ("rigid", "bspline"):
+        with pytest.raises(InputError, match=rf"'odd': no model '{name}': .* cannot be coarsened"):
+            build(name, odd, odd.models[name])
+
+
+def test_only_a_scales_first_warm_up_begins_with_the_coarser_network(profile, tiny_cohort):
+    section = profile.models["bspline"]
+    first = section.stages[0].model_copy(update={"objective": "velocity", "steps": 2})
+    stages = tuple(first.model_copy(update={"scales": scales}) for scales in (1, 1, 2, 2, 3))
+    models = {"bspline": section.model_copy(update={"stages": stages})}
+    trainer = Trainer("bspline", profile.model_copy(update={"models": models}), tiny_cohort, "cpu")
+    assert trainer.inherits == {4, 8}
+    coarse, fine = trainer.model.networks[:2]
+    for number in (4, 5):
+        trainer.step(number)
+    taught = [p.detach().clone() for p in fine.parameters()]
+    trainer.step(6)
+    moved = max(float((p - q).abs().max()) for p, q in zip(fine.parameters(), taught, strict=True))
+    away = max(
+        float((p - q).abs().max())
+        for p, q in zip(fine.parameters(), coarse.parameters(), strict=True)
+    )
+    assert moved < 2.5 * first.lr < away + 2.5 * first.lr
+
+
+def test_a_training_whose_solves_do_not_end_leaves_its_weights(
+    tmp_path, profile, tiny_cohort, monkeypatch
+):
+    """A warm-up takes no solve; only what measures it does, and registers nothing."""
+    section = profile.models["rigid"]
+    first = section.stages[0].model_copy(update={"objective": "velocity", "scales": 1})
+    models = {"rigid": section.model_copy(update={"stages": (first,)})}
+    monkeypatch.setattr("odereg_core.train.registration.MSODENet", partial(MSODENet, budget=0))
+    chosen = profile.model_copy(update={"models": models})
+    weights = train("rigid", chosen, tiny_cohort, tmp_path, "cpu")
+    assert load_seen(weights).facts["arrived"] == 0
+    losses = first.model_copy(update={"objective": "losses", "scales": 3, "batch": 2})
+    models = {"rigid": section.model_copy(update={"stages": (losses,)})}
+    chosen = profile.model_copy(update={"models": models})
+    with pytest.raises(InputError, match=r"rigid: a solve of the training did not end \(segment 1"):
+        train("rigid", chosen, tiny_cohort, tmp_path / "losses", "cpu")
 
 
 def test_a_validation_pair_whose_solve_does_not_end_counts_as_it_was(profile, tiny_cohort):
