@@ -62,7 +62,7 @@ nbval: book
 	rm -rf .nbval
 
 results: $(READY)
-	$(SNAKEMAKE) pairs=0
+	$(SNAKEMAKE)
 
 ablations: $(READY)
 	$(SNAKEMAKE)

@@ -6,20 +6,24 @@
 Everything of a profile lies in runs/<profile>.
 """
 
-import hashlib
 from pathlib import Path
 
+from odereg_core.cohort import CONTRASTS
 from odereg_core.experiments import ablation
+from odereg_core.experiments.kept import TABLES
 from odereg_core.experiments.methods import METHODS
+from odereg_core.files import digest
 from odereg_core.profiles import load_profile
+from workflow.imports import code_of
 
 PROFILE = config.get("profile", "demo")
 BRATS = config.get("brats")
 UNSEEN = config.get("unseen")  # a folder in IXI's layout, in place of the synthetic heads
-PAIRS = config.get("pairs")  # 0: all; otherwise the profile's samples
 settings = load_profile(PROFILE)
-FIG4_PAIRS = settings.evaluation.fig4 if PAIRS is None else PAIRS
 RUN = f"runs/{settings.name}"
+# Table 1 over all test pairs, and over the profile's sample of them, unless that is all of them.
+ALL = f"{RUN}/all"
+SAMPLE = f"{RUN}/results" if settings.evaluation.pairs else ALL
 COHORT = BRATS or f"{RUN}/cohort"
 if settings.cohort is None and not BRATS:
     raise WorkflowError(f"the profile '{PROFILE}' has no cohort of its own: say brats=/path/to/BraTS2020")
@@ -34,31 +38,30 @@ def at_hand(model):
 
 # A row that lacks its weights is left out; Table 1 then says that it is missing.
 ROWS = {key: m for key, m in METHODS.items() if all(map(at_hand, m.models))}
-RESULTS = [f"{RUN}/results/{task}/{method}.csv" for method, m in ROWS.items() for task in m.tasks]
 NAMES = {*filter(at_hand, settings.encoders), *(name for m in ROWS.values() for name in m.models)}
 MODELS = [f"{RUN}/models/{name}.safetensors" for name in sorted(NAMES)]
 
 
-def sources(*folders):
-    """The package's own files that a step runs: a change in them redoes it."""
-    return sorted(str(p) for folder in folders for p in Path("odereg_core").glob(folder))
-
-
-def only_of(folder, *files, about=""):
+def only_of(folder, files, about):
     """Shell: empty a folder that other code or settings filled. What a killed job of the same left
     there is kept, for the job to go on from."""
-    content = repr(about).encode() + b"".join(Path(f).read_bytes() for f in files)
-    stamp = hashlib.sha256(content).hexdigest()
+    stamp = digest(map(Path, files), about)
     return (  # the stamp goes first and comes last: a kill in between empties it again
         f"grep -qsx {stamp} {folder}.of || "
         f"( rm -rf {folder}.of {folder} && mkdir -p {folder} && echo {stamp} > {folder}.of ) && "
     )
 
 
-CORE = sources("grid.py", "volume.py", "warp.py", "transforms/*.py", "cohort.py", "files.py", "precision.py")
-MODEL = sources("ode/*.py", "networks/*.py", "box.py", "descriptor.py", "msodenet.py", "motion.py", "pairs.py", "metrics.py", "seen.py")
-TRAIN = sources("losses.py", "similarity.py", "train/*.py")
-REGISTER = sources("losses.py", "similarity.py", "optimise.py", "registration.py", "weights/*.py")
+# The files whose change redoes a step: all that the modules it runs import.
+PHANTOM_CODE, HEADS_CODE, BRATS_CODE, UNSEEN_CODE = (
+    code_of(f"data_prep.{name}") for name in ("phantom", "heads", "brats", "unseen")
+)
+EVALUATE_CODE = code_of("odereg_core.experiments.evaluate")
+
+
+wildcard_constraints:
+    folder="all|results",
+    figure="4[ab]",
 
 
 rule book:
@@ -66,10 +69,15 @@ rule book:
         f"{RUN}/book/_build/html/index.html",
 
 
+rule sample:  # what the notebooks start from
+    input:
+        f"{SAMPLE}/table1.csv",
+        MODELS,
+
+
 rule results:
     input:
-        f"{RUN}/results/pairs.csv",
-        f"{RUN}/results/table1.csv",
+        f"{ALL}/table1.csv",
         f"{RUN}/encoders/basins.csv",
         f"{RUN}/search/search.csv",
 
@@ -78,13 +86,13 @@ if not BRATS and settings.cohort:
 
     rule cohort:
         input:
-            "data_prep/phantom.py",
+            PHANTOM_CODE,
         output:
             f"{COHORT}/phantom.json",
         threads: 8
         params:
             c=settings.cohort,
-            only=only_of(COHORT, "data_prep/phantom.py", about=settings.cohort),
+            only=only_of(COHORT, PHANTOM_CODE, settings.cohort),
         shell:
             "{params.only} python -m data_prep.phantom {COHORT} --subjects {params.c.subjects} "
             "--spacing {params.c.spacing} --seed {params.c.seed} --jobs {threads}"
@@ -93,8 +101,7 @@ if not BRATS and settings.cohort:
 rule prepared:
     input:
         COHORT if BRATS else f"{COHORT}/phantom.json",
-        "data_prep/brats.py",
-        CORE,
+        BRATS_CODE,
     output:
         f"{RUN}/prepared/cohort.json",
     threads: 8
@@ -102,10 +109,16 @@ rule prepared:
         mem_mb=16000,
         runtime=240,
     params:
-        only=only_of(f"{RUN}/prepared", "data_prep/brats.py", *CORE, about=(settings.grid, settings.split)),
+        only=only_of(f"{RUN}/prepared", BRATS_CODE, (settings.grid, settings.split)),
     shell:
         "{params.only} "
         "python -m data_prep.brats {COHORT:q} {RUN}/prepared --profile {PROFILE} --jobs {threads}"
+
+
+def trainer(model):
+    """The files of a model's training."""
+    kinds = {"gan": settings.encoders, "baselines": settings.baselines, "registration": settings.models}
+    return code_of(*(f"odereg_core.train.{kind}" for kind, names in kinds.items() if model in names))
 
 
 if settings.weights == "shipped":
@@ -126,9 +139,7 @@ else:
         input:
             lambda w: [f"{RUN}/models/{m}.safetensors" for m in settings.needed_for(w.model)],
             f"{RUN}/prepared/cohort.json",
-            CORE,
-            MODEL,
-            TRAIN,
+            lambda w: trainer(w.model),
         output:
             f"{RUN}/models/{{model}}.safetensors",
             f"{RUN}/models/{{model}}.json",
@@ -144,76 +155,86 @@ else:
             "&& rm -f {RUN}/models/{wildcards.model}.checkpoint.safetensors"
 
 
+def gpu(wildcards):
+    """1 for a row that has work for the GPU: all but standing still, and ANTs by itself."""
+    return int(wildcards.method not in ("none", "ants_rigid", "ants_syn", "ants_rigid_syn"))
+
+
 rule evaluated:
     input:
         f"{RUN}/prepared/cohort.json",
         lambda w: [f"{RUN}/models/{m}.safetensors" for m in METHODS[w.method].models],
-        CORE,
-        MODEL,
-        REGISTER,
-        sources("baselines/*.py", "experiments/evaluate.py", "experiments/methods.py"),
+        EVALUATE_CODE,
     output:
-        f"{RUN}/results/{{task}}/{{method}}.csv",
-        f"{RUN}/results/{{task}}/{{method}}.json",
+        f"{RUN}/{{folder}}/{{task}}/{{method}}.csv",
+        f"{RUN}/{{folder}}/{{task}}/{{method}}.json",
     params:
-        pairs="" if PAIRS is None else f"--pairs {PAIRS}",
-        sample=str(settings.evaluation),
+        pairs=lambda w: 0 if w.folder == "all" else settings.evaluation.pairs,
+        seed=settings.evaluation.seed,
     resources:
-        gpu=lambda w: 1 if METHODS[w.method].models else 0,
+        gpu=gpu,
         mem_mb=16000,
         runtime=1440,
     shell:
         "odereg evaluate --profile {PROFILE} --cohort {RUN}/prepared --models {RUN}/models "
-        "--task {wildcards.task} --methods {wildcards.method} {params.pairs} "
-        "--out {RUN}/results/{wildcards.task}"
+        "--task {wildcards.task} --methods {wildcards.method} --pairs {params.pairs} "
+        "--out {RUN}/{wildcards.folder}/{wildcards.task}"
 
 
 rule merged:
     input:
-        RESULTS,
+        EVALUATE_CODE,
+        rows=[f"{RUN}/{{folder}}/{task}/{row}.csv" for row, m in ROWS.items() for task in m.tasks],
     output:
-        f"{RUN}/results/pairs.csv",
-        f"{RUN}/results/pairs.json",
+        f"{RUN}/{{folder}}/pairs.csv",
+        f"{RUN}/{{folder}}/pairs.json",
     shell:
-        "odereg merge {RUN}/results --out {output[0]}"
+        "odereg merge {input.rows} --out {output[0]}"
 
 
 rule table:
     input:
-        f"{RUN}/results/pairs.csv",
-        f"{RUN}/results/pairs.json",
-        sources("experiments/tables.py", "experiments/statistics.py", "experiments/paper.yaml"),
+        f"{RUN}/{{folder}}/pairs.csv",
+        f"{RUN}/{{folder}}/pairs.json",
+        EVALUATE_CODE,
+        code_of("odereg_core.experiments.tables", "odereg_core.experiments.figures.results"),
+        "odereg_core/experiments/paper.yaml",
     output:
-        multiext(f"{RUN}/results/table1", ".csv", ".tex", ".html", ".md"),
-        f"{RUN}/results/error.png",
+        multiext(f"{RUN}/{{folder}}/table1", ".csv", ".tex", ".html", ".md"),
+        f"{RUN}/{{folder}}/error.png",
     shell:
-        "odereg table {input[0]} --out {RUN}/results"
+        "odereg table {input[0]} --out {RUN}/{wildcards.folder}"
 
 
 rule encoders:
     input:
         f"{RUN}/prepared/cohort.json",
         [path for path in MODELS if Path(path).stem in settings.encoders],
-        CORE,
-        MODEL,
-        sources("similarity.py", "experiments/encoders.py", "experiments/landscape.py", "experiments/translation.py"),
+        code_of("odereg_core.experiments.encoders"),
     output:
         expand(f"{RUN}/encoders/{{name}}.{{kind}}", name=("curves", "basins", "translation"), kind=("csv", "json")),
-    params:
-        pairs=PAIRS or 0,
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=1440,
     shell:
         "odereg encoders --profile {PROFILE} --cohort {RUN}/prepared --models {RUN}/models "
-        "--pairs {params.pairs} --out {RUN}/encoders"
+        "--out {RUN}/encoders"
 
 
 rule search:
     input:
         f"{RUN}/prepared/cohort.json",
         f"{RUN}/models/encoder.safetensors",
-        CORE,
-        sources("baselines/ants.py", "experiments/search.py", "experiments/evaluate.py"),
+        code_of("odereg_core.experiments.search"),
     output:
         multiext(f"{RUN}/search/search", ".csv", ".json"),
+    params:
+        seed=settings.evaluation.seed,
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=1440,
     shell:
         "odereg search --profile {PROFILE} --cohort {RUN}/prepared --models {RUN}/models "
         "--out {output[0]}"
@@ -221,6 +242,7 @@ rule search:
 
 # Fig. 4: every model of 4a and 4b is an ordinary profile, trained and evaluated as any other.
 FIG4 = f"{RUN}/fig4"
+FIG4_GRID = ablation.derived(ablation.find("4a", ablation.OWN_ENCODER), PROFILE).get("grid")
 
 
 rule ablations:
@@ -229,10 +251,11 @@ rule ablations:
 
 
 rule ablation_profile:
-    input:
-        sources("experiments/ablations.yaml", "profiles/*.yaml"),
     output:
         f"{FIG4}/{{figure}}/{{variant}}/profile.yaml",
+    params:
+        # What it will hold: no other change to code or profiles is one to what is trained.
+        content=lambda w: str(ablation.derived(ablation.find(w.figure, w.variant), PROFILE)),
     shell:
         "odereg ablation {wildcards.figure}/{wildcards.variant} --profile {PROFILE} --out {output}"
 
@@ -240,8 +263,7 @@ rule ablation_profile:
 rule ablation_prepared:
     input:
         COHORT if BRATS else f"{COHORT}/phantom.json",
-        "data_prep/brats.py",
-        CORE,
+        BRATS_CODE,
         profile=f"{FIG4}/4a/full/profile.yaml",
     output:
         f"{FIG4}/prepared/cohort.json",
@@ -250,7 +272,7 @@ rule ablation_prepared:
         mem_mb=16000,
         runtime=240,
     params:
-        only=only_of(f"{FIG4}/prepared", "data_prep/brats.py", *CORE),
+        only=only_of(f"{FIG4}/prepared", BRATS_CODE, (settings.grid, settings.split, FIG4_GRID)),
     shell:
         "{params.only} python -m data_prep.brats {COHORT:q} {FIG4}/prepared "
         "--profile {input.profile} --jobs {threads}"
@@ -260,14 +282,13 @@ rule ablation_trained:
     input:
         lambda w: [] if w.model == "encoder" else encoder_of(w),
         f"{FIG4}/prepared/cohort.json",
-        CORE,
-        MODEL,
-        TRAIN,
+        lambda w: trainer(w.model),
         profile=f"{FIG4}/{{figure}}/{{variant}}/profile.yaml",
     output:
         f"{FIG4}/{{figure}}/{{variant}}/models/{{model}}.safetensors",
         f"{FIG4}/{{figure}}/{{variant}}/models/{{model}}.json",
     params:
+        settings=lambda w: str(settings.section(w.model)),  # what the profile extends
         encoder=lambda w: "" if w.model == "encoder" else f"--encoder {encoder_of(w)}",
     resources:
         gpu=1,
@@ -279,7 +300,8 @@ rule ablation_trained:
         "find {FIG4}/{wildcards.figure}/{wildcards.variant}/models "
         "-name '{wildcards.model}.checkpoint.*' ! -newer {input.profile} -delete && "
         "odereg train {wildcards.model} --profile {input.profile} --cohort {FIG4}/prepared "
-        "--out {FIG4}/{wildcards.figure}/{wildcards.variant}/models {params.encoder}"
+        "--out {FIG4}/{wildcards.figure}/{wildcards.variant}/models {params.encoder} && "
+        "rm -f {FIG4}/{wildcards.figure}/{wildcards.variant}/models/{wildcards.model}.checkpoint.safetensors"
 
 
 def encoder_of(wildcards):
@@ -287,35 +309,43 @@ def encoder_of(wildcards):
     return f"{FIG4}/{figure}/{variant}/models/encoder.safetensors"
 
 
-def trained_for(figure, variant):
-    found = ablation.find(figure, variant)
-    return [f"{FIG4}/{figure}/{variant}/models/{m}.safetensors" for m in found.models]
+def trained_for(wildcards):
+    found = ablation.find(wildcards.figure, wildcards.variant)
+    return [f"{FIG4}/{found.figure}/{found.name}/models/{m}.safetensors" for m in found.models]
 
 
 rule ablation_evaluated:
     input:
-        lambda w: trained_for(w.figure, w.variant),
-        REGISTER,
-        sources("experiments/evaluate.py", "experiments/methods.py"),
+        trained_for,
+        f"{FIG4}/prepared/cohort.json",
+        EVALUATE_CODE,
         profile=f"{FIG4}/{{figure}}/{{variant}}/profile.yaml",
     output:
-        directory(f"{FIG4}/{{figure}}/{{variant}}/results"),
+        f"{FIG4}/{{figure}}/{{variant}}/results/{{method}}.csv",
+        f"{FIG4}/{{figure}}/{{variant}}/results/{{method}}.json",
     params:
-        variant=lambda w: ablation.find(w.figure, w.variant),
+        task=lambda w: ablation.find(w.figure, w.variant).task,
+        pairs=settings.evaluation.fig4,
+        seed=settings.evaluation.seed,
     resources:
+        gpu=1,
         mem_mb=16000,
         runtime=1440,
     shell:
         "odereg evaluate --profile {input.profile} --cohort {FIG4}/prepared "
-        "--models {FIG4}/{wildcards.figure}/{wildcards.variant}/models --pairs {FIG4_PAIRS} "
-        "--task {params.variant.task} --methods {params.variant.method} --out {output}"
+        "--models {FIG4}/{wildcards.figure}/{wildcards.variant}/models --pairs {params.pairs} "
+        "--task {params.task} --methods {wildcards.method} "
+        "--out {FIG4}/{wildcards.figure}/{wildcards.variant}/results"
 
 
 rule ablation_collected:
     input:
-        lambda w: [f"{FIG4}/{w.figure}/{v.name}/results" for v in ablation.variants(w.figure)],
+        code_of("odereg_core.experiments.ablation"),
+        lambda w: [
+            f"{FIG4}/{w.figure}/{v.name}/results/{v.method}.csv" for v in ablation.variants(w.figure)
+        ],
     output:
-        f"{FIG4}/{{figure,4[ab]}}.csv",
+        f"{FIG4}/{{figure}}.csv",
         f"{FIG4}/{{figure}}.json",
     shell:
         "odereg collect {wildcards.figure} {FIG4}/{wildcards.figure} --out {output[0]}"
@@ -333,27 +363,26 @@ if not UNSEEN:
 
     rule unseen_cohort:
         input:
-            "data_prep/heads.py",
-            "data_prep/phantom.py",
+            HEADS_CODE,
         output:
             f"{FIG4}/heads/heads.json",
         threads: 8
         params:
-            only=only_of(f"{FIG4}/heads", "data_prep/heads.py", "data_prep/phantom.py", about=HEADS),
+            only=only_of(f"{FIG4}/heads", HEADS_CODE, HEADS),
         shell:
-            "{params.only} python -m data_prep.heads {FIG4}/heads --subjects {HEADS[subjects]} "
-            "--spacing {HEADS[spacing]} --jobs {threads}"
+            "{params.only} python -m data_prep.heads {FIG4}/heads --jobs {threads} "
+            "--subjects {HEADS[subjects]} --spacing {HEADS[spacing]}"
 
 
 rule unseen_prepared:
     input:
         UNSEEN or f"{FIG4}/heads/heads.json",
-        "data_prep/unseen.py",
-        "data_prep/strip.py",
-        CORE,
+        UNSEEN_CODE,
     output:
         f"{FIG4}/unseen/cohort.json",
     params:
+        only=only_of(f"{FIG4}/unseen", UNSEEN_CODE, (settings.grid, CONTRASTS, UNSEEN)),
+        contrasts=",".join(CONTRASTS),  # the encoder knows no others
         folder=UNSEEN or f"{FIG4}/heads",
         together="" if UNSEEN else "--together",
     threads: 8
@@ -361,60 +390,82 @@ rule unseen_prepared:
         mem_mb=32000,
         runtime=480,
     shell:
-        "python -m data_prep.unseen {params.folder:q} {FIG4}/unseen --profile {PROFILE} "
-        "{params.together} --jobs {threads}"
+        "{params.only} python -m data_prep.unseen {params.folder:q} {FIG4}/unseen "
+        "--profile {PROFILE} --contrasts {params.contrasts} {params.together} --jobs {threads}"
 
 
 rule unseen_evaluated:
     input:
         f"{FIG4}/unseen/cohort.json",
         lambda w: [f"{RUN}/models/{m}.safetensors" for m in METHODS[w.method].models],
-        CORE,
-        MODEL,
-        REGISTER,
-        sources("baselines/*.py", "experiments/evaluate.py", "experiments/methods.py"),
+        EVALUATE_CODE,
     output:
         f"{FIG4}/4c/hybrid/{{method}}.csv",
         f"{FIG4}/4c/hybrid/{{method}}.json",
+    params:
+        pairs=settings.evaluation.fig4,
+        seed=settings.evaluation.seed,
     resources:
+        gpu=gpu,
         mem_mb=16000,
         runtime=1440,
     shell:
         "odereg evaluate --profile {PROFILE} --cohort {FIG4}/unseen --models {RUN}/models "
-        "--task hybrid --methods {wildcards.method} --pairs {FIG4_PAIRS} --out {FIG4}/4c/hybrid"
+        "--task hybrid --methods {wildcards.method} --pairs {params.pairs} --out {FIG4}/4c/hybrid"
 
 
 rule unseen_merged:
     input:
-        expand(f"{FIG4}/4c/hybrid/{{method}}.csv", method=HYBRID),
+        EVALUATE_CODE,
+        rows=expand(f"{FIG4}/4c/hybrid/{{method}}.csv", method=HYBRID),
     output:
         f"{FIG4}/4c.csv",
         f"{FIG4}/4c.json",
     shell:
-        "odereg merge {FIG4}/4c --out {output[0]}"
+        "odereg merge {input.rows} --out {output[0]}"
 
 
-def figure4(wildcards):
-    """Fig. 4's tables, where `make ablations` has made them; the book does not wait for them."""
-    made = [f"{FIG4}/{figure}.csv" for figure in ("4a", "4b", "4c")]
-    wanted = wildcards.name in ("09_fig4", "10_discussion")
-    return [path for path in made if wanted and Path(path).exists()]
+SHOWN = {  # which of the tables of experiments/kept.py a chapter shows
+    "04_encoder": ("curves", "basins", "translation"),
+    "07_table1": ("pairs", "search"),
+    "08_fig3": ("pairs",),
+    "09_fig4": ("4a", "4b", "4c"),
+    "10_discussion": ("pairs", "4a", "4b", "4c"),
+}
+
+
+def table1(wildcards):
+    """The pairs that a chapter waits for: a sample, unless `make results` has evaluated all."""
+    shown = "pairs" in SHOWN.get(wildcards.name, ())
+    whole = SAMPLE != ALL and Path(f"{ALL}/pairs.csv").exists()
+    return [f"{SAMPLE}/pairs.csv"] if shown and not whole else []
+
+
+def at_hand_tables(wildcards):
+    """A digest of the tables that a chapter shows but does not wait for, this run's and the kept
+    ones: where they change it is executed anew, but none is made for it."""
+    names = SHOWN.get(wildcards.name, ())
+    own = {Path(RUN, TABLES[name]) for name in names} - {*map(Path, table1(wildcards))}
+    kept = [path for name in names for path in Path("results").glob(f"*/{name}.csv")]
+    files = [file for path in sorted([*own, *kept]) for file in (path, path.with_suffix(".json"))]
+    return digest(file for file in files if file.exists())
 
 
 rule notebook:
     input:
         "notebooks/{name}.ipynb",
-        figure4,
-        f"{RUN}/results/pairs.csv",
+        "book/execute.py",
         f"{RUN}/prepared/cohort.json",
         MODELS,
-        CORE,
-        MODEL,
-        TRAIN,
-        sources("experiments/*.py", "experiments/*.yaml", "experiments/figures/*.py", "batch.py"),
-        REGISTER,
+        table1,
+        lambda w: code_of(f"notebooks/{w.name}.ipynb"),
+        ["odereg_core/experiments/ablations.yaml", "odereg_core/experiments/paper.yaml"],
+        sorted(str(path) for path in Path("odereg_core/weights").glob("*.safetensors")),
     output:
         f"{RUN}/notebooks/{{name}}.ipynb",
+    params:
+        settings=lambda w: str(settings),
+        tables=at_hand_tables,
     resources:
         mem_mb=8000,
         runtime=120,

@@ -11,7 +11,6 @@ validation set).
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from odereg_core.cohort import (
     write_subject,
 )
 from odereg_core.errors import InputError
+from odereg_core.files import digest
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
 from odereg_core.volume import Volume, foreground, head_on, resample
@@ -133,14 +133,11 @@ def check(subject: Found, grid: Grid) -> list[str]:
     return faults
 
 
-def digest(subject: Found, grid: Grid) -> str:
-    """A hash of all that a prepared subject depends on: files, grid, this code's version."""
-    total = hashlib.sha256(f"{VERSION} {grid.shape} {grid.spacing}".encode())
-    for kind, path in [*subject.images.items(), ("seg", subject.mask)]:
-        if path is not None:
-            with path.open("rb") as file:
-                total.update(f" {kind} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
-    return total.hexdigest()
+def source_of(subject: Found, grid: Grid) -> str:
+    """A hash of all that a prepared subject depends on: files, grid, this code's version. Raises
+    InputError for a file that cannot be read."""
+    files = subject.images | ({"seg": subject.mask} if subject.mask else {})
+    return digest(files.values(), VERSION, grid, list(files))
 
 
 def survey(
@@ -148,9 +145,9 @@ def survey(
 ) -> tuple[str, list[str]]:
     """A subject's digest, and its faults unless it lies prepared in `out`."""
     try:
-        source = digest(subject, grid)
-    except OSError as error:
-        return "", [f"{subject.name}: {error.filename}: cannot be read ({error.strerror})"]
+        source = source_of(subject, grid)
+    except InputError as error:
+        return "", [f"{subject.name}: {error}"]
     return source, [] if subject_source(out, subject.name) == source else check(subject, grid)
 
 

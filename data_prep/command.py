@@ -46,6 +46,11 @@ def preparation(module: str, doc: str | None, folder: str) -> argparse.ArgumentP
     return made
 
 
+def names(text: str) -> tuple[str, ...]:
+    """What an option lists, commas between."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def parts(cohort: Cohort) -> str:
     """How many subjects each part of a cohort has."""
     return ", ".join(f"{name}: {len(cohort.names(name))}" for name in ("train", "val", "test"))

@@ -35,19 +35,30 @@ def find(
 ) -> tuple[list[Found], list[str]]:
     """Subjects below `root`, and faults; without `contrasts`, all that are found.
 
-    Raises InputError for a pattern without {subject} and {contrast}, no files, or one contrast.
+    Raises InputError for a pattern that is none, no files, and fewer than two contrasts or one
+    named twice.
     """
     if not root.is_dir():
         raise InputError(f"{root}: there is no such folder")
     if "{subject}" not in pattern or "{contrast}" not in pattern:
         raise InputError(f"the pattern '{pattern}' needs both {{subject}} and {{contrast}}")
+    if len(set(contrasts)) < len(contrasts):
+        raise InputError(f"a contrast is named twice in: {', '.join(contrasts)}")
     expression = re.escape(pattern)
     for name in ("subject", "contrast"):
         escaped = re.escape(f"{{{name}}}")
         expression = expression.replace(escaped, f"(?P<{name}>[^/]+?)", 1)
         expression = expression.replace(escaped, f"(?P={name})")
+
+    def filled(subject: str, contrast: str) -> str:
+        return pattern.replace("{subject}", subject).replace("{contrast}", contrast)
+
+    try:
+        paths = sorted(root.glob(filled("*", "*")))
+    except (NotImplementedError, ValueError) as error:
+        raise InputError(f"the pattern '{pattern}' is none below {root} ({error})") from None
     files: dict[str, dict[str, Path]] = {}
-    for path in sorted(root.glob(pattern.replace("{subject}", "*").replace("{contrast}", "*"))):
+    for path in paths:
         match = re.fullmatch(expression, path.relative_to(root).as_posix())
         if match:
             files.setdefault(match["subject"], {})[match["contrast"]] = path
@@ -57,8 +68,7 @@ def find(
     if len(contrasts) < 2:
         raise InputError(f"{root}: two contrasts or more are needed, found: {', '.join(contrasts)}")
     faults = [
-        f"{subject}: the contrast {contrast} is missing "
-        f"({root / pattern.format(subject=subject, contrast=contrast)})"
+        f"{subject}: the contrast {contrast} is missing ({root / filled(subject, contrast)})"
         for subject, own in files.items()
         for contrast in contrasts
         if contrast not in own
@@ -139,14 +149,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--mask", default="seg", help="the contrast that is a mask (default seg)")
     parser.add_argument("--test-only", action="store_true", help="no split: all are test subjects")
     o = parser.parse_args(argv)
-    contrasts = tuple(c.strip() for c in o.contrasts.split(",") if c.strip())
     return command.answer(
         lambda: build(
             o.folder,
             o.out,
             load_profile(o.profile),
             o.pattern,
-            contrasts,
+            command.names(o.contrasts),
             o.mask,
             max(1, o.jobs),
             o.test_only,

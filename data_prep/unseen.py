@@ -1,22 +1,22 @@
 """Another data set as a prepared cohort of test subjects: Fig. 4c's, synthetic or real.
 
-    python -m data_prep.unseen FOLDER OUT --profile demo [--tool auto]
+    python -m data_prep.unseen FOLDER OUT --profile demo [--tool auto] [--contrasts t1,t2]
 
 FOLDER is in IXI's layout (brain-development.org/ixi-dataset): one file a subject and contrast,
 named `<subject>-<CONTRAST>.nii.gz`, in any folders below it (IXI-T1/IXI002-Guys-0828-T1.nii.gz);
-contrasts are T1, T1CE, T2, PD and FLAIR. `data_prep.heads` writes synthetic heads in that layout.
-For each subject: the contrasts are brought to the first one by rigid registration (ANTs; their
-headers' positions start it) unless they are said to be acquired together, the skull is stripped,
-the brain is put where BraTS has it, and intensities are normalised on the profile's grid. All are
-test subjects. A subject that lacks a contrast the others have is left out, and named. A run that
-was cut short goes on where it stopped.
+contrasts are T1, T1CE, T2, PD and FLAIR, all that are found or those that `--contrasts` names.
+`data_prep.heads` writes synthetic heads in that layout. For each subject: the contrasts are brought
+to the first one by rigid registration (ANTs; their headers' positions start it) unless they are
+said to be acquired together, the skull is stripped, the brain is put where BraTS has it, and
+intensities are normalised on the profile's grid. All are test subjects. A subject that lacks a
+contrast the others have is left out, and named. A run that was cut short goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from odereg_core.cohort import (
     write_subject,
 )
 from odereg_core.errors import InputError
+from odereg_core.files import digest
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
 from odereg_core.transforms import Rigid
@@ -55,29 +56,35 @@ CONTRASTS = ("t1", "t1ce", "t2", "pd", "flair")
 NAME = re.compile(r"(?P<subject>.+)-(?P<contrast>T1CE|T1|T2|PD|FLAIR)\.nii(\.gz)?", re.IGNORECASE)
 
 
-def find(root: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """Subjects with their files by contrast, and the names of those that lack a contrast.
+def find(
+    root: Path, contrasts: Sequence[str] = CONTRASTS
+) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Subjects with their files of these contrasts, and the names of those that lack one that
+    others have.
 
-    Raises InputError where there is no such folder, a file is there twice, or nobody has two
-    contrasts.
+    Raises InputError where there is no such folder or contrast, a file is there twice, or nobody
+    has two contrasts.
     """
     if not root.is_dir():
         raise InputError(f"{root}: there is no such folder")
+    if unknown := [name for name in contrasts if name not in CONTRASTS]:
+        raise InputError(f"no contrast '{unknown[0]}'; there are: {', '.join(CONTRASTS)}")
     subjects: dict[str, dict[str, Path]] = {}
     for path in sorted(root.rglob("*.nii*")):
         match = NAME.fullmatch(path.name)
         if match is None or path.name.startswith("."):
             continue
+        if (contrast := match["contrast"].lower()) not in contrasts:
+            continue
         files = subjects.setdefault(match["subject"], {})
-        contrast = match["contrast"].lower()
         if contrast in files:
             raise InputError(f"{path}: {match['subject']} has two {contrast}: {files[contrast]}")
         files[contrast] = path
     whole = max(subjects.values(), key=len, default={})
     if len(whole) < 2:
         raise InputError(
-            f"{root}: no subject with two contrasts in IXI's layout (<subject>-T1.nii.gz, "
-            "<subject>-T2.nii.gz)"
+            f"{root}: no subject with two contrasts of {', '.join(contrasts)} in IXI's layout "
+            "(<subject>-T1.nii.gz, <subject>-T2.nii.gz)"
         )
     lacking = [name for name, files in subjects.items() if set(files) != set(whole)]
     kept = {
@@ -138,13 +145,10 @@ def prepare(
     write_subject(out, Subject(name, torch.stack(images), None), source)
 
 
-def digest(files: dict[str, Path], grid: Grid, tool: str, together: bool) -> str:
-    """A hash of all that a prepared subject depends on."""
-    total = hashlib.sha256(f"{VERSION} {grid.shape} {grid.spacing} {tool} {together}".encode())
-    for contrast, path in files.items():
-        with path.open("rb") as file:
-            total.update(f" {contrast} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
-    return total.hexdigest()
+def source_of(files: dict[str, Path], grid: Grid, tool: str, together: bool) -> str:
+    """A hash of all that a prepared subject depends on. Raises InputError for a file that cannot
+    be read."""
+    return digest(files.values(), VERSION, grid, tool, together, list(files))
 
 
 def _one(
@@ -152,13 +156,11 @@ def _one(
 ) -> str | None:
     """Prepare one subject unless it is there; what is wrong with it, if anything is."""
     try:
-        source = digest(files, grid, tool, together)
+        source = source_of(files, grid, tool, together)
         if subject_source(out, name) != source:
             prepare(name, files, grid, out, source, tool, together)
     except InputError as error:
         return str(error)
-    except OSError as error:
-        return f"{error.filename}: cannot be read ({error.strerror})"
     return None
 
 
@@ -169,12 +171,13 @@ def build(
     tool: str = "auto",
     jobs: int = 1,
     together: bool = False,
+    contrasts: Sequence[str] = CONTRASTS,
 ) -> Cohort:
-    """Prepare every subject of a folder for testing; `together`: a subject's contrasts were
-    acquired in one and need no registration. Raises InputError with every fault found;
-    the cohort then has no index."""
+    """Prepare every subject of a folder for testing, in these of its contrasts; `together`: a
+    subject's contrasts were acquired in one and need no registration. Raises InputError with every
+    fault found; the cohort then has no index."""
     tool = strip.choose_tool(tool)
-    subjects, lacking = find(root)
+    subjects, lacking = find(root, contrasts)
     for name in lacking:
         print(f"left out: {name} lacks a contrast that others have", file=sys.stderr)
     made_by = command.made_by(root / "heads.json", len(subjects), "IXI's layout")
@@ -186,9 +189,8 @@ def build(
     if faults := [fault for fault in command.progress("stripping", calls, jobs) if fault]:
         raise command.refusal(root, faults)
     settings = {"source": made_by, "subjects": len(subjects), "stripped_by": tool}
-    contrasts = list(next(iter(subjects.values())))
     split = {"train": [], "val": [], "test": sorted(subjects)}
-    write_index(out, grid, contrasts, split, settings)
+    write_index(out, grid, list(next(iter(subjects.values()))), split, settings)
     return Cohort(out)
 
 
@@ -196,9 +198,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.preparation("unseen", __doc__, "subjects in IXI's layout")
     parser.add_argument("--tool", default="auto", help=f"auto, {', '.join(strip.TOOLS)}")
     parser.add_argument("--together", action="store_true", help="contrasts are aligned already")
+    parser.add_argument("--contrasts", default="", help="as t1,t2; default: all there are")
     o = parser.parse_args(argv)
+    contrasts = command.names(o.contrasts) or CONTRASTS
     return command.answer(
-        lambda: build(o.folder, o.out, load_profile(o.profile), o.tool, max(1, o.jobs), o.together),
+        lambda: build(
+            o.folder,
+            o.out,
+            load_profile(o.profile),
+            o.tool,
+            max(1, o.jobs),
+            o.together,
+            contrasts,
+        ),
         lambda made: f"test: {len(made.names('test'))}, contrasts: {', '.join(made.contrasts)}",
     )
 

@@ -244,9 +244,8 @@ def encoders(
 ) -> None:
     """Measure a run's encoders as metrics (the landscape about alignment) and as translators."""
     from odereg_core.cohort import Cohort
-    from odereg_core.experiments.encoders import measure
+    from odereg_core.experiments.encoders import encoders_of, measure
     from odereg_core.experiments.landscape import landscape_keys, summary
-    from odereg_core.experiments.run import encoders_of
     from odereg_core.profiles import load_profile
     from odereg_core.registration import choose_device
 
@@ -274,12 +273,11 @@ def search(
     """Try ANTs' settings on validation pairs, and rank them. Goes on where it stopped."""
     from shutil import rmtree
 
-    from odereg_core.baselines import ants
     from odereg_core.cohort import INDEX, Cohort
     from odereg_core.experiments.evaluate import write_results
     from odereg_core.experiments.search import ranking
     from odereg_core.experiments.search import search as run
-    from odereg_core.files import digest
+    from odereg_core.files import code, digest
     from odereg_core.networks.disentangle import Disentangler
     from odereg_core.profiles import load_profile
     from odereg_core.registration import choose_device
@@ -289,7 +287,7 @@ def search(
     weights, kept = models / "encoder.safetensors", out.with_suffix(".kept")
     encoder = load_model(weights, chosen, Disentangler)
     kept.mkdir(parents=True, exist_ok=True)
-    of = digest([Path(ants.__file__), weights, cohort / INDEX])
+    of = digest([weights, cohort / INDEX], code())
     found = run(subjects, encoder, pairs, settings.evaluation.seed, chosen, kept, of)
     voxel = subjects.grid.spacing[0]
     facts = {"profile": settings.name, "split": "val", "voxel_mm": voxel}
@@ -300,16 +298,19 @@ def search(
 
 @app.command()
 def merge(
-    results: Annotated[Path, typer.Argument(help="Folder holding <task>/<method>.csv.")],
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="Tables <task>/<method>.csv, or a folder that holds such."),
+    ],
     out: Annotated[Path, typer.Option(help="The table to write.")],
 ) -> None:
-    """Put all results tables below a folder into one, and their provenance beside it."""
+    """Put results tables into one, and their provenance beside it."""
     from odereg_core.experiments.evaluate import merge as run
     from odereg_core.experiments.evaluate import merged_facts, write_table
     from odereg_core.files import write_json
 
-    write_table(run(results), out)
-    write_json(out.with_suffix(".json"), merged_facts(results))
+    write_table(run(*results), out)
+    write_json(out.with_suffix(".json"), merged_facts(*results))
 
 
 @app.command()

@@ -97,6 +97,25 @@ def test_the_cost_of_trainings_is_extrapolated_from_real_steps(tiny_profile):
     assert (table["peak GiB"] > 0.1).all()
 
 
+def test_every_training_of_a_profile_has_its_cost(tiny_profile, capsys):
+    profile = load_profile(tiny_profile)
+    known = cost.parts(profile)
+    trained = {**profile.models, **profile.encoders, **profile.baselines}
+    assert {name.split(":")[0] for name in known} == set(trained)
+    staged = {**profile.models, **profile.baselines}
+    stages = sum(len(section.stages) for section in staged.values())
+    assert len(known) == len(profile.encoders) + stages + len(profile.models)
+    only = ["encoder_single", "vm:2", "vm_i2i:1", "rcn:1"]
+    table = cost.cost(profile, "cpu", 1, only).set_index("part")
+    assert list(table.index) == only and (table.hours > 0).all()
+    assert table.steps.tolist() == [120, 5, 20, 40]
+    command = ["--profile", str(tiny_profile), "--device", "cpu", "--steps", "1", "--only"]
+    assert cost.main([*command, "vm:2, magic"]) == 2
+    assert "error: no part 'magic' of tiny; there are: encoder" in capsys.readouterr().err
+    assert cost.main([*command, "vm:2"]) == 0
+    assert " hours for these parts; profile tiny" in capsys.readouterr().out
+
+
 def test_the_stand_in_fills_about_a_brain():
     images = cost.subject(load_profile("smoke").working_grid).images
     litres = float((images[0] > 0).sum()) * 6**3 / 1e6

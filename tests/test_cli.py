@@ -39,7 +39,7 @@ def run(tiny_cohort, tiny_profile, untrained, tmp_path):
 def test_results_go_from_evaluation_to_table_1_and_into_the_repository(run, monkeypatch):
     monkeypatch.setattr(kept, "KEPT", run / "kept")
     results = run / "results"
-    odereg("merge", results, "--out", results / "pairs.csv")
+    odereg("merge", *results.glob("*/*.csv"), "--out", results / "pairs.csv")
     merged = pd.read_csv(results / "pairs.csv")
     parts = {path: pd.read_csv(path) for path in results.glob("*/*.csv")}
     assert len(merged) == 9 == sum(map(len, parts.values()))

@@ -93,3 +93,19 @@ def test_a_profile_is_called_as_its_file_where_it_says_no_name(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("extends: demo\n")
     assert load_profile(path).name == "mine"
+
+
+@pytest.mark.parametrize("name", ["demo", "paper"])
+def test_learned_baselines_see_as_many_samples_as_ours(name):
+    """Of their task; of the hybrid one, as many as both stages of ours together."""
+    profile = load_profile(name)
+
+    def seen(model):
+        section = profile.section(model)
+        own = sum(stage.steps * stage.batch for stage in section.stages)
+        start = getattr(section, "start", None)
+        return own + (seen(start) if start else 0)
+
+    deformable = max(seen("bspline"), seen("dense"))
+    assert min(seen("vm"), seen("vm_i2i")) >= deformable
+    assert seen("rcn") >= seen("rigid") + deformable

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from odereg_core.baselines.base import Outcome, Register
+from odereg_core.errors import InputError
 from odereg_core.grid import Grid
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.regression import Rcn, VoxelMorph
@@ -30,7 +31,8 @@ class Regression:
 class AfterRigid:
     """Our rigid MS-ODENet, then `register` on the moving image as that model warped it.
 
-    The maps are composed; what is scored is warped once.
+    The maps are composed; what is scored is warped once. Raises InputError for images on another
+    grid than the model's.
     """
 
     rigid: MSODENet
@@ -39,6 +41,8 @@ class AfterRigid:
     def __call__(
         self, moving: Tensor, fixed: Tensor, grid: Grid, contrasts: tuple[str, str]
     ) -> Outcome:
+        if self.rigid.grids[-1] != grid:
+            raise InputError("the rigid model is of another grid than the cohort's")
         found = self.rigid(moving, fixed)
         u = self.rigid.displacement(found)
         inner = self.register(warp(moving, u, grid), fixed, grid, contrasts).displacement

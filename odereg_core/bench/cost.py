@@ -1,4 +1,4 @@
-"""What a profile's trainings cost: real steps at its full size, extrapolated to all of its steps.
+"""What all of a profile's trainings cost: real steps at its full size, extrapolated to all steps.
 
     python -m odereg_core.bench.cost --profile paper --device cuda
     python -m odereg_core.bench.cost --profile paper --only rigid:1,rigid:2   # what a CPU can do
@@ -13,8 +13,9 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -27,6 +28,7 @@ from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
 from odereg_core.registration import choose_device
 from odereg_core.similarity import content_similarity
+from odereg_core.train.baselines import BaselineTrainer
 from odereg_core.train.gan import GanTrainer
 from odereg_core.train.registration import Trainer
 
@@ -69,9 +71,39 @@ def measured(work: Callable[[int], object], count: int, device: str) -> tuple[fl
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def cost(profile: Profile, device: str, count: int = 3, only: tuple[str, ...] = ()) -> pd.DataFrame:
-    """A line a stage of training (`rigid:1`, ..., `encoder`) and a model's inference on one pair
-    (`rigid:pair`): seconds, peak GiB, steps, hours. `only`: these lines alone."""
+def parts(profile: Profile) -> list[str]:
+    """What `cost` measures: each encoder's training (`encoder`), each stage of every other one
+    (`rigid:1`, `vm:2`), and each model's inference on one pair (`rigid:pair`)."""
+    names = list(profile.encoders)
+    for name in [*profile.models, *profile.baselines]:
+        stages = len(profile.section(name).stages)  # type: ignore[union-attr]
+        names += [f"{name}:{number}" for number in range(1, stages + 1)]
+        names += [f"{name}:pair"] * (name in profile.models)
+    return names
+
+
+def trainer_of(profile: Profile, name: str, cohort: Any, device: str) -> Trainer | BaselineTrainer:
+    """The training of a model or baseline, beside an untrained encoder where it needs one."""
+    section = profile.section(name).model_copy(update={"validation_pairs": 1})
+    encoder = None
+    if "encoder" in profile.needed_for(name):
+        encoder = GanTrainer(profile.encoders["encoder"], cohort, device).translator
+    if name in profile.baselines:
+        return BaselineTrainer(section, cohort, device, encoder)
+    similarity = encoder and content_similarity(encoder).requires_grad_(False)
+    one = profile.model_copy(update={"models": {name: section}})
+    return Trainer(name, one, cohort, device, similarity)
+
+
+def cost(profile: Profile, device: str, count: int = 3, only: Sequence[str] = ()) -> pd.DataFrame:
+    """A line for each of `parts`, or of those in `only`: seconds, peak GiB, steps, hours.
+
+    Raises InputError for a part that there is not.
+    """
+    known = parts(profile)
+    if unknown := [name for name in only if name not in known]:
+        raise InputError(f"no part '{unknown[0]}' of {profile.name}; there are: {', '.join(known)}")
+    wanted = only or known
     cohort = stand_in(profile.working_grid)
     lines = []
 
@@ -80,30 +112,23 @@ def cost(profile: Profile, device: str, count: int = 3, only: tuple[str, ...] = 
         hours = None if steps is None else seconds * steps / 3600
         lines.append([name, what, seconds, peak, steps, hours])
 
-    def wanted(name: str) -> bool:
-        return not only or name in only
-
-    if "encoder" in profile.encoders and wanted("encoder"):
-        section = profile.encoders["encoder"]
-        gan = GanTrainer(section.model_copy(update={"validation_pairs": 1}), cohort, device)
-        add("encoder", f"GAN, batch {section.batch}", gan.step, section.steps)
-    for name, section in profile.models.items():
-        small = section.model_copy(update={"validation_pairs": 1})
-        one = profile.model_copy(update={"models": {name: small}})
-        names = [f"{name}:{i}" for i in range(1, len(section.stages) + 1)]
-        if not any(map(wanted, [*names, f"{name}:pair"])):
+    for name, section in profile.encoders.items():
+        if name in wanted:
+            gan = GanTrainer(section.model_copy(update={"validation_pairs": 1}), cohort, device)
+            add(name, f"GAN, batch {section.batch}", gan.step, section.steps)
+    for name, section in (profile.models | profile.baselines).items():
+        if not any(part.startswith(f"{name}:") for part in wanted):
             continue
-        similarity = None
-        if section.similarity == "content":
-            gan = GanTrainer(profile.encoders["encoder"], cohort, device)
-            similarity = content_similarity(gan.translator).requires_grad_(False)
-        trainer = Trainer(name, one, cohort, device, similarity)
-        starts = trainer.schedule.starts
-        for label, stage, first in zip(names, section.stages, starts, strict=False):
-            if wanted(label):
+        trainer = trainer_of(profile, name, cohort, device)
+        for number, stage in enumerate(section.stages, 1):
+            if f"{name}:{number}" in wanted:
                 what = f"{stage.objective}, {stage.scales} scales, batch {stage.batch}"
-                add(label, what, lambda n, a=first, t=trainer: t.step(a + n), stage.steps)
-        if wanted(f"{name}:pair"):
+                first = trainer.schedule.starts[number - 1]
+                add(
+                    f"{name}:{number}", what,
+                    lambda n, a=first, t=trainer: t.step(a + n), stage.steps,
+                )  # fmt: skip
+        if f"{name}:pair" in wanted:
             pair = trainer.pairs[0].to(device)
             trainer.model.eval()
             with torch.no_grad():
@@ -124,18 +149,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="paper", help="a profile or its file")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=3, help="measured, after one more")
-    parser.add_argument("--only", default="", help="parts, by commas: rigid:1, rigid:pair, encoder")
+    parser.add_argument("--only", default="", help="parts, by commas: rigid:1,rigid:pair,encoder")
     options = parser.parse_args(argv)
     try:
         profile, device = load_profile(options.profile), choose_device(options.device)
+        only = [name.strip() for name in options.only.split(",") if name.strip()]
+        table = cost(profile, device, max(1, options.steps), only)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    only = tuple(filter(None, options.only.split(",")))
-    table = cost(profile, device, max(1, options.steps), only)
     print(table.to_string(index=False, float_format=lambda v: f"{v:.3g}", na_rep="–"))
-    total = table["hours"].sum()
-    print(f"{total:.1f} hours in all; profile {profile.name}, {device_name(device)}")
+    hours, of = table["hours"].sum(), "these parts" if only else "all trainings"
+    print(f"{hours:.1f} hours for {of}; profile {profile.name}, {device_name(device)}")
     return 0
 
 

@@ -13,7 +13,20 @@ from odereg_core.experiments.landscape import basins, curves, landscape
 from odereg_core.experiments.translation import translation_errors
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.pairs import PairKey
+from odereg_core.profiles import Profile
 from odereg_core.similarity import Mind, MutualInformation, Similarity, content_similarity
+from odereg_core.weights import load_model
+
+
+def encoders_of(profile: Profile, models: Path) -> dict[str, Disentangler]:
+    """The encoders of a profile that a folder of weights has, by what distinguishes them: nothing
+    for the one that is used, `, 1 slice` for one that sees single slices."""
+    found = {}
+    for name in profile.encoders:
+        if (path := models / f"{name}.safetensors").exists():
+            encoder = load_model(path, kind=Disentangler)
+            found["" if name == "encoder" else f", {encoder.slices} slice"] = encoder
+    return found
 
 
 def metrics(encoders: Mapping[str, Disentangler]) -> dict[str, Similarity]:

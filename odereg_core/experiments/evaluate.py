@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -196,15 +196,22 @@ def voxel_mm(path: Path) -> float:
     return float(sizes.pop())
 
 
-def merged_facts(folder: Path) -> dict[str, dict]:
+def merged_facts(*places: Path) -> dict[str, dict]:
     """Where the numbers of `merge` come from, by `<task>/<method>`."""
-    paths = sorted(folder.glob("*/[!.]*.csv"))
-    return {f"{p.parent.name}/{p.stem}": read_json(p.with_suffix(".json")) for p in paths}
+    return {f"{p.parent.name}/{p.stem}": read_json(p.with_suffix(".json")) for p in _tables(places)}
 
 
-def merge(folder: Path) -> pd.DataFrame:
-    """All tables `<task>/<method>.csv` below a results folder as one."""
-    paths = sorted(folder.glob("*/[!.]*.csv"))
-    if not paths:
-        raise InputError(f"{folder}: holds no results (<task>/<method>.csv)")
-    return pd.concat([read_results(path) for path in paths], ignore_index=True)
+def merge(*places: Path) -> pd.DataFrame:
+    """Tables `<task>/<method>.csv` as one: those named, and all below a folder that is named.
+    Raises InputError for a folder without."""
+    return pd.concat([read_results(path) for path in _tables(places)], ignore_index=True)
+
+
+def _tables(places: Iterable[Path]) -> list[Path]:
+    found = []
+    for place in places:
+        paths = sorted(place.glob("*/[!.]*.csv")) if place.is_dir() else [place]
+        if not paths:
+            raise InputError(f"{place}: holds no results (<task>/<method>.csv)")
+        found += paths
+    return found

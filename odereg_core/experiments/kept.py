@@ -16,7 +16,7 @@ from odereg_core.files import atomic, read_json
 KEPT = Path(__file__).resolve().parents[2] / "results"
 """results/<profile> in a source tree; an installed package has none."""
 TABLES = {
-    "pairs": "results/pairs.csv",
+    "pairs": "all/pairs.csv",
     "4a": "fig4/4a.csv",
     "4b": "fig4/4b.csv",
     "4c": "fig4/4c.csv",
@@ -26,6 +26,8 @@ TABLES = {
     "search": "search/search.csv",
 }
 """A table's name, and where a run has it; its provenance is the `.json` beside it."""
+SAMPLE = "results/pairs.csv"
+"""Where a run has Table 1 over a sample of the test pairs, until all are evaluated."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,15 @@ class Results:
         return f"{self.source}{size}, {subjects} subjects, commit {', '.join(commits)}"
 
 
+def place(name: str, run: Path) -> Path:
+    """Where a run has a table, or is to have it; of Table 1 all pairs come before the sample."""
+    path, sample = run / TABLES[name], run / SAMPLE
+    return sample if name == "pairs" and sample.exists() and not path.exists() else path
+
+
 def find(name: str, run: Path, profile: str) -> Results | None:
     """A run's own table, else the kept one, else none."""
-    path = run / TABLES[name]
-    if path.exists():
+    if (path := place(name, run)).exists():
         return _read(path, f"this run, profile {profile}", profile)
     return find_kept(name, profile)
 
@@ -89,7 +96,7 @@ def keep(run: Path, out: Path) -> list[str]:
 
     Raises InputError where the run has none.
     """
-    found = {name: run / path for name, path in TABLES.items() if (run / path).exists()}
+    found = {name: path for name in TABLES if (path := place(name, run)).exists()}
     if not found:
         raise InputError(f"{run}: has no results; `make results` makes them")
     files = [file for path in found.values() for file in (path, path.with_suffix(".json"))]

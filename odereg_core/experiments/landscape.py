@@ -84,7 +84,7 @@ def basins(table: pd.DataFrame) -> pd.DataFrame:
     """Each curve's lowest point and basin: columns COLUMNS, measure, minimum, basin.
 
     `minimum` is the offset of the lowest value; `basin` the largest offset such that the value
-    rises all the way from the minimum to it, on the nearer side.
+    rises all the way from the minimum to it, on the nearer side of alignment.
     """
     rows = []
     for key, curve in table.groupby([*COLUMNS, "measure"], sort=False):
@@ -96,19 +96,20 @@ def basins(table: pd.DataFrame) -> pd.DataFrame:
             at = lowest
             while 0 <= at + step < len(values) and values[at + step] > values[at]:
                 at += step
-            reach.append(abs(offsets[at]))
+            reach.append(max(0, step * offsets[at]))
         rows.append((*key, offsets[lowest], min(reach)))
     return pd.DataFrame(rows, columns=[*COLUMNS, "measure", "minimum", "basin"])
 
 
 def summary(found: pd.DataFrame, voxel_mm: float) -> pd.DataFrame:
     """A line a measure and way: the share of curves lowest within 2° or one voxel of alignment, the
-    median basin, and the share of curves whose basin is all that was looked at."""
+    median basin, and the share of curves that are lowest there and whose basin is all that was
+    looked at."""
     limit = np.where(found["way"] == "rotation", 2.0, voxel_mm)
     end = found["way"].map({way: max(offsets) for way, (offsets, *_) in WAYS.items()})
-    marked = found.assign(
-        within=100.0 * (found["minimum"].abs() <= limit), home=100.0 * (found["basin"] >= end)
-    )
+    within = found["minimum"].abs() <= limit
+    home = within & (found["basin"] >= end)
+    marked = found.assign(within=100.0 * within, home=100.0 * home)
     grouped = marked.groupby(["way", "measure"], sort=False)
     return pd.DataFrame(
         {

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
+from odereg_core.experiments.encoders import encoders_of
 from odereg_core.experiments.evaluate import read_results
-from odereg_core.experiments.kept import Results, find, find_kept
+from odereg_core.experiments.kept import Results, find, find_kept, place
 from odereg_core.experiments.tables import in_order
 from odereg_core.files import provenance, read_json
 from odereg_core.metrics import rmse_phi
@@ -27,17 +28,6 @@ pd.set_option("display.max_colwidth", None)  # a page wraps what is long
 def error_mm(u: Tensor, pair: Pair) -> float:
     """RMSE(phi) of a displacement over the pair's brain."""
     return float(rmse_phi(u, pair.displacement, pair.brain))
-
-
-def encoders_of(profile: Profile, models: Path) -> dict[str, Disentangler]:
-    """The encoders of a profile that a folder of weights has, by what distinguishes them: nothing
-    for the one that is used, `, 1 slice` for one that sees single slices."""
-    found = {}
-    for name in profile.encoders:
-        if (path := models / f"{name}.safetensors").exists():
-            encoder = load_model(path, kind=Disentangler)
-            found["" if name == "encoder" else f", {encoder.slices} slice"] = encoder
-    return found
 
 
 class Run:
@@ -108,8 +98,9 @@ class Run:
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """All methods' results, a line a pair."""
-        return in_order(read_results(self.folder / "results" / "pairs.csv"))
+        """All methods' results, a line a pair: of all test pairs where `make results` has
+        evaluated them, else of the profile's sample."""
+        return in_order(read_results(place("pairs", self.folder)))
 
     def table(self, name: str) -> Results | None:
         """A table of `kept.TABLES`, as Fig. 4a's: this run's, else the one kept in the repository,
@@ -121,10 +112,10 @@ class Run:
         return find_kept("pairs", self.profile.name)
 
     def result_facts(self) -> pd.DataFrame:
-        """Where each method's numbers come from, a line a method."""
-        facts = [read_json(path) for path in sorted(self.folder.glob("results/*/[!.]*.json"))]
+        """Where the numbers of `results` come from, a line a method."""
+        facts = read_json(place("pairs", self.folder).with_suffix(".json"))
         keep = ("task", "method", "profile", "seed", "pairs", "device", "commit")
-        return pd.DataFrame([{k: f.get(k) for k in keep} for f in facts])
+        return pd.DataFrame([{k: f.get(k) for k in keep} for f in facts.values()])
 
     def stamp(self) -> pd.Series:
         """This page's provenance: profile, seeds, code and library versions, device."""

@@ -12,9 +12,9 @@ import pandas as pd
 from odereg_core.baselines.ants import AntsRigid, AntsSyn
 from odereg_core.baselines.base import Register
 from odereg_core.baselines.translate import Translated
-from odereg_core.batch import digest
 from odereg_core.cohort import Cohort
 from odereg_core.experiments.evaluate import measured
+from odereg_core.files import digest
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.pairs import pair_keys
 

@@ -190,7 +190,7 @@ def markdown(numbers: pd.DataFrame) -> str:
                 f"{row['rmse_phi_mm', 'median']:.2f}",
                 "" if start else _cell(paper.loc[key, "rmse_phi_mm"]),
                 f"{row['success', '%']:.0f} %",
-                f"{row['dice', 'mean']:.1f} %",
+                "–" if pd.isna(row["dice", "mean"]) else f"{row['dice', 'mean']:.1f} %",
                 "" if start else f"{row['seconds', 'mean']:.1f}",
             )
         )

@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from odereg_core.baselines.translate import translate
 from odereg_core.cohort import Cohort, contrast_pairs
-from odereg_core.files import provenance, write_json
 from odereg_core.grid import Grid
 from odereg_core.losses import regularity
 from odereg_core.metrics import rmse_phi
@@ -30,7 +29,7 @@ from odereg_core.train.loop import (
     identity,
     mixed_precision,
     origin,
-    samples_of,
+    record_of,
     start_from,
     step_generator,
     validation_pairs,
@@ -224,7 +223,7 @@ def train(
     translator = encoder and load_model(encoder, device, Disentangler)
     if section.start:
         init = init or out / f"{section.start}.safetensors"
-    earlier = samples_of(init)
+    before = record_of(init)
     trainer = BaselineTrainer(section, cohort, device, translator, init)
     facts = origin(command, profile, section, cohort, device, init=init, encoder=encoder)
     fitted = fit(
@@ -241,14 +240,6 @@ def train(
         title=f"{name} ({profile.name})",
     )
     save_model(fitted.weights, trainer.model)
-    write_json(
-        fitted.weights.with_suffix(".json"),
-        {
-            **facts,
-            "samples": earlier + trainer.schedule.samples,
-            "validation_rmse_phi_mm": fitted.best,
-            **fitted.facts,
-            **provenance(device),
-        },
-    )
+    best = {"validation_rmse_phi_mm": fitted.best}
+    fitted.write_record(facts, trainer.schedule.samples, device, before, **best)
     return fitted.weights

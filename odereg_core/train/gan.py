@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from odereg_core.box import box_of
 from odereg_core.cohort import Cohort, Subject
-from odereg_core.files import atomic, provenance, write_json
+from odereg_core.files import atomic
 from odereg_core.networks.disentangle import Code, Content, Critic, Disentangler, Stack, Style
 from odereg_core.pairs import pair_keys
 from odereg_core.profiles import EncoderSection, Profile
@@ -25,6 +25,7 @@ from odereg_core.train.loop import (
     identity,
     mixed_precision,
     origin,
+    record_of,
     start_from,
     step_generator,
     training_images,
@@ -366,11 +367,13 @@ def train(
     """Train the encoder `name` of a profile: `<name>.safetensors`, its `.json`, `.log.csv` and
     `.swaps.png` in `out`.
 
-    `init`: weights of the same kind of translator to start from; the critics start anew. Goes on
-    from `<name>.checkpoint.safetensors` where there is one. Returns the weights file.
+    `init`: weights of the same kind of translator to start from, their `.json` beside them; the
+    critics start anew. Goes on from `<name>.checkpoint.safetensors` where there is one. Returns the
+    weights file.
     """
     check(cohort, profile)
     section = profile.encoders[name]
+    before = record_of(init)
     trainer = GanTrainer(section, cohort, device)
     if init:
         start_from(trainer.translator, init)
@@ -396,14 +399,6 @@ def train(
         score="aligned_over_shifted",
     )
     save_model(fitted.weights, trainer.translator)
-    write_json(
-        fitted.weights.with_suffix(".json"),
-        {
-            **facts,
-            "samples": section.steps * section.batch * 2 * (1 + section.critic_steps),
-            "validation": fitted.best,
-            **fitted.facts,
-            **provenance(device),
-        },
-    )
+    samples = section.steps * section.batch * 2 * (1 + section.critic_steps)
+    fitted.write_record(facts, samples, device, before, validation=fitted.best)
     return fitted.weights

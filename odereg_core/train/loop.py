@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float16
@@ -23,9 +24,11 @@ from odereg_core.files import (
     commit,
     digest,
     load_tensors,
+    provenance,
     read_json,
     save_tensors,
     sha256,
+    write_json,
 )
 from odereg_core.grid import Grid
 from odereg_core.msodenet import MSODENet
@@ -170,15 +173,15 @@ class Schedule:
             group["lr"] = stage.lr * (stage.decay + (1 - stage.decay) * fall)
 
 
-def samples_of(weights: Path | None) -> int:
-    """How many samples the weights that a training starts from have seen, by the record beside
-    them; without any, none. Raises InputError where it does not say."""
-    if weights is None:
-        return 0
-    record = weights.with_suffix(".json")
+def record_of(init: Path | None) -> dict[str, Any]:
+    """The record beside the weights that a training starts from; empty without any. Raises
+    InputError where it does not say how many samples they have seen."""
+    if init is None:
+        return {}
+    record = init.with_suffix(".json")
     if "samples" not in (facts := read_json(record)):
         raise InputError(f"{record}: does not say how many samples its weights have seen")
-    return facts["samples"]
+    return facts
 
 
 def validation_pairs(cohort: Cohort, task: str, count: int) -> list[Pair]:
@@ -290,6 +293,21 @@ class Fitted:
     best: float
     """The lowest score."""
     facts: dict[str, object]
+
+    def write_record(
+        self, facts: dict, samples: int, device: str, before: dict[str, Any], **more: object
+    ) -> None:
+        """The weights' `.json`. What the weights that it started from had seen counts among the
+        samples, and their record stays, as `before`."""
+        content = {
+            **facts,
+            "samples": before.get("samples", 0) + samples,
+            **more,
+            **self.facts,
+            **provenance(device),
+            **({"before": before} if before else {}),
+        }
+        write_json(self.weights.with_suffix(".json"), content)
 
 
 def fit(

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
-from odereg_core.files import provenance, write_json
 from odereg_core.losses import regularity, self_loss, velocity_loss
 from odereg_core.metrics import rmse_phi
 from odereg_core.msodenet import MSODENet, pyramid
@@ -30,7 +29,7 @@ from odereg_core.train.loop import (
     identity,
     mixed_precision,
     origin,
-    samples_of,
+    record_of,
     start_from,
     step_generator,
     training_images,
@@ -303,7 +302,7 @@ def train(
     needed = section.similarity == "content"
     encoder = (encoder or out / "encoder.safetensors") if needed else None
     similarity = similarity_of(section, encoder, device)
-    earlier = samples_of(init)
+    before = record_of(init)
     facts = origin(command, profile, section, cohort, device, init=init, encoder=encoder)
     team = team or Team()
     for stage in section.stages:  # rather now than after the hours before that stage
@@ -337,15 +336,6 @@ def train(
         trainer.model.eval(), cohort, section.augment, device, 2 * section.validation_pairs
     )
     save_model(fitted.weights, trainer.model, {KEY: seen.dumps()})
-    write_json(
-        fitted.weights.with_suffix(".json"),
-        {
-            **facts,
-            "samples": earlier + schedule.samples,
-            "processes": team.size,
-            "validation_rmse_phi_mm": fitted.best,
-            **fitted.facts,
-            **provenance(device),
-        },
-    )
+    more = {"processes": team.size, "validation_rmse_phi_mm": fitted.best}
+    fitted.write_record(facts, schedule.samples, device, before, **more)
     return fitted.weights

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data_prep import brats
-from data_prep.brats import build, check, digest, find, grid_centre, main, split
+from data_prep.brats import build, check, find, grid_centre, main, source_of, split
 from odereg_core.cohort import CONTRASTS, Cohort
 from odereg_core.errors import InputError
 from odereg_core.grid import Grid
@@ -300,12 +300,15 @@ def test_another_grid_does_not_overwrite_a_cohort(root, tmp_path):
 def test_the_digest_knows_files_grid_and_roles(root):
     subjects, _ = find(root)
     grid = Grid((12, 12, 10), (1.0, 1.0, 1.0))
-    first = digest(subjects[0], grid)
-    assert first == digest(subjects[0], grid)
-    others = [digest(s, grid) for s in subjects[1:]]
-    others.append(digest(subjects[0], Grid((12, 12, 10), (1.0, 1.0, 2.0))))
+    first = source_of(subjects[0], grid)
+    assert first == source_of(subjects[0], grid)
+    others = [source_of(s, grid) for s in subjects[1:]]
+    others.append(source_of(subjects[0], Grid((12, 12, 10), (1.0, 1.0, 2.0))))
     write(root / "s1" / "s1_seg.nii.gz", np.ones(SHAPE, np.uint8))
-    others.append(digest(subjects[0], grid))
+    others.append(source_of(subjects[0], grid))
+    swapped = subjects[1].images
+    swapped["t1"], swapped["t2"] = swapped["t2"], swapped["t1"]
+    others.append(source_of(subjects[1], grid))
     assert len({first, *others}) == len(others) + 1
 
 

@@ -84,6 +84,15 @@ def test_patterns(tmp_path, pattern, path):
     assert subject.images["T1"] == tmp_path / path
 
 
+def test_other_braces_of_a_pattern_are_a_files_own(tmp_path):
+    write(tmp_path / "a_T1{0}.nii.gz")
+    write(tmp_path / "a_T2{0}.nii.gz")
+    write(tmp_path / "b_T2{0}.nii.gz")
+    subjects, (fault,) = find(tmp_path, "{subject}_{contrast}{0}.nii.gz")
+    assert [subject.name for subject in subjects] == ["a", "b"]
+    assert "b: the contrast T1 is missing" in fault and fault.endswith("b_T1{0}.nii.gz)")
+
+
 def test_all_faults_are_told_and_nothing_is_written(tmp_path, bids, capsys):
     (bids / "sub-01" / "anat" / "sub-01_PDw.nii.gz").unlink()
     write(bids / "sub-02" / "anat" / "sub-02_PDw.nii.gz", shift=(60, 0, 0))
@@ -104,6 +113,9 @@ def test_what_is_no_cohort_is_refused(tmp_path, bids):
         ((bids, "{subject}.nii.gz"), r"needs both \{subject\} and \{contrast\}"),
         ((bids,), "no file lies where the pattern"),
         ((bids, BIDS, ("T1w",)), "two contrasts or more"),
+        ((bids, BIDS, ("T1w", "PDw", "T1w")), "named twice in: T1w, PDw, T1w"),
+        ((bids, f"{bids}/{BIDS}"), "is none below"),
+        ((bids, "{subject}/**{contrast}.nii.gz"), "the pattern"),  # Python 3.13 takes it
     ):
         with pytest.raises(InputError, match=words):
             find(*arguments)

@@ -155,6 +155,24 @@ def test_ixis_layout_is_read_and_who_lacks_a_contrast_is_left_out(copies):
     assert list(subjects) == ["A-01"] and lacking == ["B-02"]
 
 
+def test_contrasts_that_are_not_asked_for_are_as_if_not_there(copies, monkeypatch, capsys):
+    """IXI has T1, T2 and PD; the encoder of Fig. 4c's rows knows no PD."""
+    for name in ("A-01", "C-03"):
+        shutil.copy(copies / "IXI-T1" / "A-01-T1.nii.gz", copies / f"{name}-PD.nii.gz")
+    subjects, lacking = unseen.find(copies)
+    assert list(subjects) == ["A-01"] and sorted(lacking) == ["B-02", "C-03"]
+    assert list(subjects["A-01"]) == ["t1", "t2", "pd"]
+
+    monkeypatch.setattr(unseen, "prepare", lambda *a: None)
+    command = [str(copies), str(copies / "out"), "--profile", "smoke", "--jobs", "1"]
+    command += ["--tool", "template", "--contrasts"]
+    assert unseen.main([*command, "t1,t1ce,t2,flair"]) == 0
+    cohort = Cohort(copies / "out")
+    assert cohort.contrasts == ("t1", "t2") and cohort.names("test") == ["A-01", "B-02"]
+    assert unseen.main([*command, "t1,T2"]) == 2
+    assert "no contrast 'T2'; there are: t1, t1ce, t2, pd, flair" in capsys.readouterr().err
+
+
 def test_bad_input_gets_one_sentence(copies, capsys, monkeypatch):
     out = copies / "out"
 

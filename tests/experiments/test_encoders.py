@@ -31,6 +31,22 @@ def test_a_basin_reaches_as_far_as_the_nearer_side_rises():
     assert line["minimum within 2° / a voxel, %"] == 50 and line["curves"] == 2
 
 
+@pytest.mark.parametrize(
+    ("values", "minimum", "basin", "home"),
+    [
+        ([40, 30, 20, 10, 0], 40, 40, 0),  # falls all the way past alignment
+        ([9, 2, 7, 1, 8], 10, 0, 0),  # does not rise from 10° as far as to alignment
+        ([40, 0, 10, 20, 40], 0, 40, 100),
+    ],
+)
+def test_only_who_comes_to_alignment_is_home(values, minimum, basin, home):
+    table = hand_made("a", values, offsets=(-40, 0, 5, 10, 40)).assign(way="rotation")
+    found = basins(table)
+    assert found[["minimum", "basin"]].values.tolist() == [[minimum, basin]]
+    line = summary(found, voxel_mm=3.0).iloc[0]
+    assert line["home from 40° / 20 mm, %"] == home
+
+
 def test_curves_are_quartiles_of_curves_scaled_one_by_one():
     table = pd.concat([hand_made(s, [k, 0, k]) for s, k in (("a", 2), ("b", 30))])
     table = pd.concat([table, hand_made("c", [4, 0, 3])])

@@ -156,6 +156,17 @@ def test_a_half_written_table_is_nobodys(tiny_cohort, tmp_path):
     assert list(evaluation.merged_facts(tmp_path)) == ["rigid/none"]
 
 
+def test_tables_that_are_named_are_merged_and_no_others_beside_them(tiny_cohort, tmp_path):
+    """A row that there is no more leaves its file behind."""
+    table = evaluation.evaluate("none", "rigid", tiny_cohort, tmp_path, count=1)
+    paths = [tmp_path / task / "none.csv" for task in ("hybrid", "rigid")]
+    for path in (*paths, tmp_path / "rigid" / "gone.csv"):
+        evaluation.write_results(table.assign(task=path.parent.name), path)
+    assert evaluation.merge(*paths).task.tolist() == ["hybrid", "rigid"]
+    assert list(evaluation.merged_facts(*paths)) == ["hybrid/none", "rigid/none"]
+    assert len(evaluation.merge(tmp_path)) == 3
+
+
 def test_scores_repeat_to_the_bit(tiny_cohort, tmp_path):
     tables = [
         evaluation.evaluate("ants_rigid", "rigid", tiny_cohort, tmp_path, count=1).drop(

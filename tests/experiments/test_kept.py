@@ -8,14 +8,15 @@ import pytest
 from odereg_core.errors import InputError
 from odereg_core.experiments import kept
 from odereg_core.experiments.evaluate import COLUMNS
+from odereg_core.experiments.run import Run
 
 
-def make(folder, name, error):
-    path = folder / kept.TABLES[name]
+def make(folder, name, error, path=None):
+    path = folder / (path or kept.TABLES[name])
     path.parent.mkdir(parents=True, exist_ok=True)
     row = dict.fromkeys(COLUMNS, 0.0) | {"subject": "s1", "rmse_phi_mm": error}
     pd.DataFrame([row]).to_csv(path, index=False)
-    facts = {"rigid/ants_rigid": {"commit": "abc", "voxel_mm": 3.0}}
+    facts = {"rigid/ants_rigid": {"commit": "abc", "voxel_mm": 3.0, "pairs": error}}
     path.with_suffix(".json").write_text(json.dumps(facts))
 
 
@@ -40,9 +41,29 @@ def test_what_is_kept_is_found_where_a_run_has_none(tmp_path, monkeypatch):
     assert kept.find("4a", other, "smoke") is None
 
 
+def test_all_pairs_are_shown_and_kept_before_a_sample_of_them(tmp_path, tiny_cohort):
+    (tmp_path / "prepared").symlink_to(tiny_cohort.folder)
+    run = Run("smoke", tmp_path)
+
+    def shown():
+        """The one row's error as the book shows it, and as it is kept, all with its provenance."""
+        vars(run).pop("results", None)
+        kept.keep(tmp_path, tmp_path / "kept")
+        errors = [*run.results.rmse_phi_mm, *run.table("pairs").table.rmse_phi_mm]
+        errors += [*pd.read_csv(tmp_path / "kept" / "pairs.csv").rmse_phi_mm]
+        facts = json.loads((tmp_path / "kept" / "pairs.json").read_text())
+        errors += [*run.result_facts().pairs, facts["rigid/ants_rigid"]["pairs"]]
+        return errors
+
+    make(tmp_path, "pairs", 6.0, kept.SAMPLE)
+    assert shown() == [6.0] * 5
+    make(tmp_path, "pairs", 240.0)
+    assert shown() == [240.0] * 5
+
+
 def test_no_number_is_kept_without_its_provenance(tmp_path):
     make(tmp_path, "pairs", 1.0)
-    (tmp_path / "results" / "pairs.json").unlink()
+    (tmp_path / "all" / "pairs.json").unlink()
     with pytest.raises(InputError, match=r"pairs\.json"):
         kept.keep(tmp_path, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()

@@ -11,9 +11,11 @@ from odereg_core.baselines.newton import Newton
 from odereg_core.baselines.optimiser import Optimiser
 from odereg_core.baselines.regression import AfterRigid, Regression
 from odereg_core.baselines.translate import Translated
+from odereg_core.errors import InputError
 from odereg_core.experiments import methods
 from odereg_core.experiments.methods import METHODS
 from odereg_core.grid import Grid
+from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
 from odereg_core.similarity import content_similarity
@@ -134,3 +136,10 @@ def test_the_letters_of_a_row_are_its_stages_and_its_task(key, loaded, tmp_path,
     assert calls[0] == ("+".join(stages), files, "cpu")
     assert calls[1:] == ["refined"] * kind.startswith("refined")
     assert outcome.displacement.all() and outcome.nfe == 7
+
+
+def test_after_a_rigid_model_of_another_grid_nothing_is_registered():
+    grid = Grid((8, 8, 8), (3.0,) * 3)
+    row = AfterRigid(MSODENet("rigid", Grid((8, 8, 8), (2.0,) * 3), ["F(0.5)"]), None)
+    with pytest.raises(InputError, match="rigid model is of another grid than the cohort's"):
+        row(*torch.rand(2, 1, 1, *grid.shape), grid, ("a", "b"))

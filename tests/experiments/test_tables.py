@@ -17,6 +17,7 @@ from odereg_core.experiments.tables import (
     TASKS,
     against_best,
     best_of_blocks,
+    markdown,
     paper_table,
     summary,
     table1,
@@ -68,6 +69,14 @@ def test_table_1_shows_what_was_run_and_says_what_was_not():
     assert table.loc[("rigid", "ANTs"), ("Dice / %", "here")] == "60.00 (14.14)"
     assert table.loc[("rigid", "ANTs"), ("Dice / %", "paper")] == "63.00 (40.50)"
     assert (table.xs("here", axis=1, level=1) == "missing").all(axis=1).sum() == 15
+
+
+def test_in_short_a_cohort_without_tumours_has_no_dice():
+    lines = [
+        markdown(summary(results("rigid", "ants_rigid", [2.0, 8.0], dice=dice), 3.0)).splitlines()
+        for dice in (0.7, float("nan"))
+    ]
+    assert [line[-1].split(" | ")[-2] for line in lines] == ["70.0 %", "–"]
 
 
 def test_intervals_know_that_pairs_of_a_subject_are_not_independent():

@@ -320,6 +320,7 @@ def test_fine_tuning_starts_from_the_weights_given(tmp_path, profile, tiny_cohor
     assert record["init"] == sha256(init)
     stages = profile.models["bspline"].stages
     assert record["samples"] == 100 + sum(stage.steps * stage.batch for stage in stages)
+    assert record["before"] == {"samples": 100}
     assert load_seen(tuned).facts["registrations"] == 4
 
 
