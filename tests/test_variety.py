@@ -80,7 +80,7 @@ def plain(pair, tmp_path_factory):
 
 def test_the_pair_is_registered(plain, pair):
     assert distance(np.eye(4), TRUTH, pair) > 40
-    assert distance(plain.matrix, TRUTH, pair) < 6
+    assert distance(plain.matrix, TRUTH, pair) < 2
 
 
 def turned(one, codes):
@@ -140,27 +140,25 @@ def resampled(one, spacing=(3.0, 3.0, 3.0), degrees=(0, 0, 0), margin=30.0):
 
 
 OTHER = {
-    "a wider field of view": (lambda one: resampled(one, margin=45.0), 3.0),
-    "a cropped field of view": (lambda one: one.slicer[4:-4, 3:-5, :], 3.0),
-    "finer voxels": (lambda one: resampled(one, (1.7, 1.9, 2.1)), 3.0),
-    "thick slices": (lambda one: resampled(one, (2.0, 2.0, 5.5)), 4.0),
-    "oblique": (lambda one: resampled(one, degrees=(8, -11, 14)), 3.0),
-    "oblique, thick, flipped": (
-        lambda one: turned(resampled(one, (2.0, 2.0, 5.0), (10, 5, -15)), "LIP"), 4.0,
+    "a wider field of view": lambda one: resampled(one, margin=45.0),
+    "a cropped field of view": lambda one: one.slicer[4:-4, 3:-5, :],
+    "finer voxels": lambda one: resampled(one, (1.7, 1.9, 2.1)),
+    "thick slices": lambda one: resampled(one, (2.0, 2.0, 5.5)),
+    "oblique": lambda one: resampled(one, degrees=(8, -11, 14)),
+    "oblique, thick, flipped": lambda one: turned(
+        resampled(one, (2.0, 2.0, 5.0), (10, 5, -15)), "LIP"
     ),
-}  # fmt: skip
-"""Each with how far, in mm, the map may go from that of the plain files."""
+}
 
 
 @pytest.mark.parametrize("which", ["moving", "fixed"])
 @pytest.mark.parametrize("name", OTHER)
 def test_the_same_object_on_other_grids(tmp_path, pair, plain, name, which):
-    change, limit = OTHER[name]
     files = {key: (pair[key], ".nii.gz") for key in ("moving", "fixed")}
-    files[which] = change(pair[which]), ".nii.gz"
+    files[which] = OTHER[name](pair[which]), ".nii.gz"
     result = found(tmp_path, **files)
     assert result.report["start"] == "centres of mass"
-    assert distance(result.matrix, plain.matrix, pair) < limit
+    assert distance(result.matrix, plain.matrix, pair) < 1
 
 
 def dice(a, b):
@@ -221,7 +219,7 @@ def test_brain_masks_make_a_head_with_skull_as_good_as_a_stripped_one(tmp_path, 
         files[name] = head, ".nii.gz"
     result = found(tmp_path, **files, **masks)
     assert result.report["start"] == "shared grid"
-    assert distance(result.matrix, plain.matrix, pair) < 4
+    assert distance(result.matrix, plain.matrix, pair) < 1
     # The warped scan is the whole one, skull and all.
     assert result.warped.data.max() > 1.2 * pair["moving"].get_fdata().max()
 
