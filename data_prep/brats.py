@@ -35,7 +35,7 @@ from odereg_core.errors import InputError
 from odereg_core.files import digest
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
-from odereg_core.volume import Volume, foreground, head_on, resample
+from odereg_core.volume import Volume, foreground, model_image, resample
 
 MISNAMED = {"BraTS20_Training_355": "W39_1998.09.19_Segm"}
 """BraTS 2020 itself names this mask otherwise."""
@@ -171,7 +171,7 @@ def prepare(subject: Found, grid: Grid, out: Path, source: str) -> None:
         volume = Volume.load(path).checked()
         mask = foreground(volume)
         centre = grid_centre(volume, grid) if centre is None else centre  # the first one's, for all
-        images.append(head_on(grid, volume, mask, centre)[0, 0])
+        images.append(model_image(volume, mask, grid, centre)[0, 0])
     seg = None
     if subject.mask:
         volume = Volume.load(subject.mask)

@@ -28,7 +28,7 @@ from odereg_core.volume import (
     centre_of_mass,
     foreground,
     given_mask,
-    head_on,
+    model_image,
     read_labels,
 )
 from odereg_core.warp import warp
@@ -136,7 +136,7 @@ def register(
     else:
         centres = centre_of_mass(moving, masks[0]), centre_of_mass(fixed, masks[1])
     images = [
-        head_on(model.grid, volume, mask, centre).to(device)
+        model_image(volume, mask, model.grid, centre).to(device)
         for volume, mask, centre in zip((moving, fixed), masks, centres, strict=True)
     ]
     for volume, image in zip((moving, fixed), images, strict=True):

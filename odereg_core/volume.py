@@ -284,8 +284,8 @@ def resample(
     return torch.from_numpy(result)[None, None]
 
 
-def head_on(
-    grid: Grid, volume: Volume, mask: NDArray[np.bool_], centre: NDArray[np.float64]
+def model_image(
+    volume: Volume, mask: NDArray[np.bool_], grid: Grid, centre: NDArray[np.float64]
 ) -> Float[Tensor, "1 1 x y z"]:
     """What the models see of a scan: its foreground in [0, 1] and zeros about it, on `grid` as
     `resample` places it."""

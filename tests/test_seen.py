@@ -14,7 +14,7 @@ from odereg_core.registration import register
 from odereg_core.seen import KEY, MARGIN, Seen, cut_cm2, load_seen, of_image, of_result
 from odereg_core.train.calibrate import calibrate
 from odereg_core.train.registration import train
-from odereg_core.volume import Volume, head_on
+from odereg_core.volume import Volume, model_image
 from odereg_core.weights import load_model, shipped
 
 
@@ -81,7 +81,7 @@ def test_a_finer_scan_is_as_large_on_the_models_grid_as_it_was():
     inside = (x / 65) ** 2 + (y / 80) ** 2 + (z / 60) ** 2 < 1
     data = np.where(inside, 300 + 100 * np.sin(x / 11) + 60 * np.cos(y / 9), 0)
     grid = Grid((80, 80, 56), (3.0, 3.0, 3.0))
-    image = head_on(grid, blank.with_data(data.astype(np.float32)), inside, blank.centre)
+    image = model_image(blank.with_data(data.astype(np.float32)), inside, grid, blank.centre)
     assert of_image(image, grid)["litres"] == pytest.approx(inside.sum() / 1e6, rel=0.01)
     assert float(image[image > 0].min()) > 0.25  # nor is it dimmer at its edge
 

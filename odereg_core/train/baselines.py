@@ -240,6 +240,6 @@ def train(
         title=f"{name} ({profile.name})",
     )
     save_model(fitted.weights, trainer.model)
-    best = {"validation_rmse_phi_mm": fitted.best}
-    fitted.write_record(facts, trainer.schedule.samples, device, before, **best)
+    samples = trainer.schedule.samples
+    fitted.write_record(facts, samples, device, before, validation_rmse_phi_mm=fitted.best)
     return fitted.weights

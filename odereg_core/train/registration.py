@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -112,16 +113,17 @@ class Trainer:
             self.cohort, TASKS[self.transform], self.section.validation_pairs
         )
 
-    @property
+    @cached_property
     def inherits(self) -> set[int]:
         """The first steps of the warm-ups that begin with the next coarser scale's network: those
         of a scale that nothing before has trained."""
         stages = self.section.stages
+        if self.init:
+            return set()
         return {
             start
             for i, (start, stage) in enumerate(zip(self.schedule.starts, stages, strict=True))
             if stage.objective == "velocity"
-            and not self.init
             and stage.scales > max((earlier.scales for earlier in stages[:i]), default=1)
         }
 
@@ -306,8 +308,9 @@ def train(
     facts = origin(command, profile, section, cohort, device, init=init, encoder=encoder)
     team = team or Team()
     for stage in section.stages:  # rather now than after the hours before that stage
-        crossed = stage.batch // 2 if stage.objective == "losses" and similarity else 0
-        if crossed == 0 and stage.objective == "losses" and similarity:
+        compared = stage.objective == "losses" and similarity
+        crossed = stage.batch // 2 if compared else 0
+        if compared and not crossed:
             raise InputError(f"{transform}: a batch of 1 has no half for L_sim; 2 at least")
         for count in (crossed, stage.batch - crossed):
             team.share(count)
@@ -336,6 +339,12 @@ def train(
         trainer.model.eval(), cohort, section.augment, device, 2 * section.validation_pairs
     )
     save_model(fitted.weights, trainer.model, {KEY: seen.dumps()})
-    more = {"processes": team.size, "validation_rmse_phi_mm": fitted.best}
-    fitted.write_record(facts, schedule.samples, device, before, **more)
+    fitted.write_record(
+        facts,
+        schedule.samples,
+        device,
+        before,
+        processes=team.size,
+        validation_rmse_phi_mm=fitted.best,
+    )
     return fitted.weights
