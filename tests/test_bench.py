@@ -1,15 +1,18 @@
 """The benchmarks run, and say what they mean; what they measure is for a quiet machine to say."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from odereg_core import bench
-from odereg_core.bench import cost, warned
+from odereg_core.bench import arithmetic, cost, warned
 from odereg_core.cohort import Cohort
 from odereg_core.pairs import pair_keys, simulate
 from odereg_core.profiles import load_profile
+from odereg_core.registration import load_cascade
 
 
 def test_the_warp_is_measured_against_grid_sample_and_a_copy():
@@ -121,3 +124,40 @@ def test_the_stand_in_fills_about_a_brain():
     litres = float((images[0] > 0).sum()) * 6**3 / 1e6
     assert litres == pytest.approx(4 / 3 * 3.14159 * 0.70 * 0.85 * 0.65, rel=0.05)
     assert float(images.max()) <= 1 and images.shape == (4, 40, 40, 28)
+
+
+def test_arithmetic_moves_a_map_by_as_much_as_its_width(
+    tiny_cohort, untrained, monkeypatch, capsys
+):
+    def load(name, files, device):
+        torch.manual_seed(3)
+        model = load_cascade(name, untrained / f"{name}.safetensors", device)
+        for parameter in model.parameters():  # a map that is not the identity
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.02)
+        return model
+
+    monkeypatch.setattr(arithmetic, "load_cascade", load)
+    monkeypatch.setattr(arithmetic, "elsewhere", lambda case, work, *rest: work(*rest))
+    assert arithmetic.main([str(tiny_cohort.folder), "--pairs", "2"]) == 0
+    torch.set_num_threads(1)
+    assert "bfloat16 networks" in capsys.readouterr().out
+    table = arithmetic.arithmetic(tiny_cohort.folder, 2).set_index(["case", "model"])
+    torch.set_num_threads(1)
+    worst = table.worst_rms_mm.unstack()
+    assert sorted(worst.columns) == sorted(arithmetic.MODELS)
+    assert (worst.loc["float64"] > 0).all() and (worst.loc["float64"] < 1e-2).all()
+    assert (worst.loc["bfloat16 networks"] > 3 * worst.loc["float64"]).all()
+    assert (table.largest_mm >= table.worst_rms_mm).all()
+    assert (table.worst_rms_mm >= table.median_rms_mm).all()
+
+
+def test_maps_are_compared_by_distances():
+    one = torch.tensor([[0.0, 3.0], [0.0, 4.0], [0.0, 0.0]])
+    assert arithmetic.apart(one, torch.zeros(3, 2)) == pytest.approx((12.5**0.5, 5.0))
+
+
+def test_a_case_of_arithmetic_has_its_own_environment():
+    case = arithmetic.Case(environment={"ODEREG_CASE": "narrow"})
+    assert arithmetic.elsewhere(case, os.getenv, "ODEREG_CASE") == "narrow"
+    assert os.getenv("ODEREG_CASE") is None

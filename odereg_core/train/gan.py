@@ -66,7 +66,8 @@ class Sample:
 
 @dataclass
 class Swap:
-    """Steps (a) to (d) of section 2.2 for a batch of pairs."""
+    """Steps (a) and (b) of section 2.2 for a batch of pairs; (c) and (d) are in
+    `reconstruction_losses`."""
 
     content: tuple[Tensor, Tensor]
     style: tuple[Tensor, Tensor]
