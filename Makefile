@@ -35,7 +35,7 @@ help:
 	@echo "== making .venv and installing the pinned dependencies (about 2 GB, a few minutes)"
 	$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --progress-bar off -q -c requirements.lock torch==2.13.0
+	.venv/bin/pip install --progress-bar off -q -c requirements.lock torch
 	.venv/bin/pip install --progress-bar off -q -c requirements.lock -e '.[all]'
 	touch $@
 

@@ -157,7 +157,7 @@ else:
 
 def gpu(wildcards):
     """1 for a row that has work for the GPU: all but standing still, and ANTs by itself."""
-    return int(wildcards.method not in ("none", "ants_rigid", "ants_syn", "ants_rigid_syn"))
+    return int(METHODS[wildcards.method].name not in ("no registration", "ANTs"))
 
 
 rule evaluated:

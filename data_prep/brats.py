@@ -124,6 +124,8 @@ def check(subject: Found, grid: Grid) -> list[str]:
                 fault(f"{path}: the tumour mask is empty")
             elif not values <= LABELS:
                 fault(f"{path}: the tumour mask holds the label {min(values - LABELS):g}")
+        if first is None and path != subject.mask:
+            faults += in_view(subject, volume, grid_centre(volume, grid), grid)
         first = first or volume
         ours, theirs = ("".join(ornt2axcodes(v.orientation)) for v in (volume, first))
         if ours != theirs:
@@ -131,6 +133,16 @@ def check(subject: Found, grid: Grid) -> list[str]:
         elif not volume.same_grid(first):
             fault(f"{path}: lies on another grid than {Path(first.path).name}")
     return faults
+
+
+def in_view(subject: Found, volume: Volume, centre: np.ndarray, grid: Grid) -> list[str]:
+    """A sentence where a fifth or more of a scan's head lies outside of a grid about `centre`."""
+    inside = volume.world()[:, foreground(volume)]
+    half = np.array(grid.extent).reshape(3, 1) / 2
+    share = float((np.abs(inside - centre.reshape(3, 1)) <= half).all(0).mean())
+    extent = " × ".join(f"{mm:.0f}" for mm in grid.extent)
+    fault = f"only {share:.0%} of its head lies in the profile's field of view of {extent} mm"
+    return [f"{subject.name}: {volume.path}: {fault}"] if share < 0.8 else []
 
 
 def source_of(subject: Found, grid: Grid) -> str:
@@ -185,16 +197,15 @@ def split(names: list[str], with_mask: list[str], profile: Profile) -> dict[str,
 
     Raises InputError where there are too few.
     """
-    wanted = profile.split
-    with_mask = with_mask or names
-    if len(with_mask) < wanted.test or len(names) < wanted.test + wanted.val + 1:
+    wanted, eligible = profile.split, with_mask or names
+    if len(eligible) < wanted.test or len(names) < wanted.test + wanted.val + 1:
+        also, have = (" with a mask", f", {len(with_mask)} with a mask") if with_mask else ("", "")
         raise InputError(
-            f"the profile '{profile.name}' wants {wanted.test} test subjects with a mask, "
-            f"{wanted.val} for validation and at least one to train; there are {len(names)} "
-            f"subjects, {len(with_mask)} with a mask"
+            f"the profile '{profile.name}' wants {wanted.test} test subjects{also}, {wanted.val} "
+            f"for validation and at least one to train; there are {len(names)} subjects{have}"
         )
     rng = np.random.default_rng(wanted.seed)
-    test = sorted(rng.permutation(sorted(with_mask))[: wanted.test].tolist())
+    test = sorted(rng.permutation(sorted(eligible))[: wanted.test].tolist())
     rest = rng.permutation(sorted(set(names) - set(test))).tolist()
     return {
         "train": sorted(rest[wanted.val :]),

@@ -63,6 +63,9 @@ def answer(build: Callable[[], Cohort], told: Callable[[Cohort], str] = parts) -
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a folder that is a file, one that may not be read
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     print(told(cohort))
     return 0
 

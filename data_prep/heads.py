@@ -75,7 +75,7 @@ class Build:
 
 
 def draw_build(rng: Rng, lattice: Lattice) -> Build:
-    """One person's."""
+    """How thick one person's layers about the brain are."""
     fluid = 1.2 + 0.6 * np.abs(lattice.field(rng, 40.0))
     skull = fluid + rng.uniform(4.5, 7.0) * np.exp(0.2 * lattice.field(rng, 45.0))
     scalp = skull + rng.uniform(4.0, 7.0) * np.exp(0.25 * lattice.field(rng, 50.0))

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import command
-from data_prep.brats import Found, assemble, grid_centre
+from data_prep.brats import Found, assemble, grid_centre, in_view
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
-from odereg_core.volume import Volume, foreground, read_labels
+from odereg_core.volume import Volume, centre_of_mass, foreground, read_labels, resample
 
 PATTERN = "{subject}/{subject}_{contrast}.nii.gz"
 NEAR_MM = 40.0
@@ -45,9 +45,11 @@ def find(
     if len(set(contrasts)) < len(contrasts):
         raise InputError(f"a contrast is named twice in: {', '.join(contrasts)}")
     expression = re.escape(pattern)
-    for name in ("subject", "contrast"):
+    # Where contrasts are named, sub_01_T1w is the subject sub_01 and not the contrast 01_T1w.
+    named = "|".join(map(re.escape, (*contrasts, mask))) if contrasts else "[^/]+?"
+    for name, what in (("subject", "[^/]+?"), ("contrast", named)):
         escaped = re.escape(f"{{{name}}}")
-        expression = expression.replace(escaped, f"(?P<{name}>[^/]+?)", 1)
+        expression = expression.replace(escaped, f"(?P<{name}>{what})", 1)
         expression = expression.replace(escaped, f"(?P={name})")
 
     def filled(subject: str, contrast: str) -> str:
@@ -93,30 +95,28 @@ def check(subject: Found, grid: Grid) -> list[str]:
             continue
         if middle is None:
             middle = grid_centre(volume, grid)
-        inside = volume.world()[:, foreground(volume)]
-        head = inside.mean(1)
+        head = centre_of_mass(volume, foreground(volume))
         first = head if first is None else first
         if (away := float(np.linalg.norm(head - first))) > NEAR_MM:
             faults.append(
                 f"{subject.name}: {path}: its head lies {away:.0f} mm from that of the first "
                 "contrast; a subject's contrasts must be aligned"
             )
-        half = np.array(grid.extent).reshape(3, 1) / 2
-        share = float((np.abs(inside - middle.reshape(3, 1)) <= half).all(0).mean())
-        if share < 0.8:
-            faults.append(
-                f"{subject.name}: {path}: only {share:.0%} of its head lies in the profile's field "
-                f"of view of {' × '.join(f'{mm:.0f}' for mm in grid.extent)} mm"
-            )
+        faults += in_view(subject, volume, middle, grid)
     if subject.mask:
         try:
-            labels = read_labels(subject.mask).data
+            mask = read_labels(subject.mask)
         except InputError as error:
             return [*faults, f"{subject.name}: {error}"]
+        labels, fault = mask.data, ""
         if not labels.any():
-            faults.append(f"{subject.name}: {subject.mask}: the mask is empty")
+            fault = "the mask is empty"
         elif labels.min() < 0 or labels.max() > 255:
-            faults.append(f"{subject.name}: {subject.mask}: labels lie between 0 and 255")
+            fault = "labels lie between 0 and 255"
+        elif middle is not None and not resample(mask, grid, middle, "nearest").any():
+            fault = "none of the mask lies in the profile's field of view"
+        if fault:
+            faults.append(f"{subject.name}: {subject.mask}: {fault}")
     return faults
 
 

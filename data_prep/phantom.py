@@ -4,10 +4,9 @@
 
 A subject is an anatomy (the ICBM 2009a template that nilearn bundles, under a random smooth
 diffeomorphism), a tumour that pushes it aside, and four acquisitions of it by the MR signal
-equations, each with its own sequence parameters, bias field, slice profile and noise. Subject k
-is a
-function of (seed, k) alone: the same bytes whatever the number of jobs, and no draw shared between
-subjects. What it is not: more than one atlas's anatomy.
+equations, each with its own sequence parameters, bias field, slice profile and noise. Subject k is
+a function of (seed, k) alone: the same bytes whatever the number of jobs, and no draw shared
+between subjects. What it is not: more than one atlas's anatomy.
 """
 
 from __future__ import annotations
@@ -229,8 +228,7 @@ def diffeomorphism(rng: Rng, lattice: Lattice) -> Array:
 
 @dataclass(frozen=True)
 class Tumour:
-    """Centre (RAS mm), radii in mm of core and oedema, roughness, share of necrosis, mass
-    effect."""
+    """Centre (RAS mm), radii in mm of core and oedema, share of necrosis, mass effect."""
 
     centre: Array
     core: float

@@ -24,7 +24,6 @@ from scipy.ndimage import (
     binary_dilation,
     binary_fill_holes,
     binary_opening,
-    label,
 )
 from torch import Tensor
 
@@ -33,7 +32,7 @@ from data_prep.phantom import BRAIN_CENTRE, Lattice, Sequence, sample, signal, t
 from odereg_core.baselines.ants import scratch, to_ants
 from odereg_core.errors import InputError
 from odereg_core.grid import Grid
-from odereg_core.volume import save_nifti
+from odereg_core.volume import largest_part, save_nifti
 
 TOOLS = ("template", "mri_synthstrip", "hd-bet")
 
@@ -106,10 +105,7 @@ def _tidied(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.bool_]:
     steps = max(1, round(2 / min(grid.spacing)))
     opened = binary_opening(mask, iterations=steps)
     mask = mask & np.asarray(binary_closing(opened, iterations=steps), bool)
-    parts, count = label(mask)  # type: ignore[misc] - SciPy's types miss the pair
-    if count > 1:
-        mask = parts == 1 + int(np.bincount(parts.ravel())[1:].argmax())
-    return binary_fill_holes(mask)  # type: ignore[return-value]
+    return binary_fill_holes(largest_part(mask))  # type: ignore[return-value]
 
 
 def choose_tool(tool: str) -> str:

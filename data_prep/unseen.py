@@ -134,8 +134,8 @@ def prepare(
         raise InputError(f"{path}: stripping found a brain of {litres:.2f} l; is this a head?")
     offset = (work.points()[0] * brain[0]).sum((1, 2, 3)) / brain.sum()
     middle = centre + offset.numpy() - np.asarray(BRAIN_CENTRE)
-    affine = np.diag([spacing] * 3 + [1.0])
-    affine[:3, 3] = centre - spacing * (np.array(work.shape) - 1) / 2
+    affine = work.affine
+    affine[:3, 3] += centre
     found = Volume(brain[0, 0].numpy(), affine, reference.orientation)
     mask = resample(found, grid, middle)[0, 0] > 0.5
     images = []
@@ -151,7 +151,7 @@ def source_of(files: dict[str, Path], grid: Grid, tool: str, together: bool) -> 
     return digest(files.values(), VERSION, grid, tool, together, list(files))
 
 
-def _one(
+def prepare_one(
     name: str, files: dict[str, Path], grid: Grid, out: Path, tool: str, together: bool
 ) -> str | None:
     """Prepare one subject unless it is there; what is wrong with it, if anything is."""
@@ -184,7 +184,8 @@ def build(
     grid = profile.working_grid
     (out / INDEX).unlink(missing_ok=True)
     calls = [
-        delayed(_one)(name, files, grid, out, tool, together) for name, files in subjects.items()
+        delayed(prepare_one)(name, files, grid, out, tool, together)
+        for name, files in subjects.items()
     ]
     if faults := [fault for fault in command.progress("stripping", calls, jobs) if fault]:
         raise command.refusal(root, faults)

@@ -15,7 +15,14 @@ from tqdm.auto import tqdm
 
 from odereg_core.errors import InputError
 from odereg_core.files import atomic, code, digest, read_json
-from odereg_core.registration import load_cascade, register, weights_files
+from odereg_core.registration import (
+    REPORT,
+    load_cascade,
+    register,
+    spare,
+    weights_files,
+    written,
+)
 from odereg_core.weights import shipped
 
 SUMMARY = "summary.csv"
@@ -43,14 +50,16 @@ class BatchPair:
 def read_pairs(path: Path) -> list[BatchPair]:
     """The pairs of a CSV file; relative paths are relative to its folder.
 
-    Columns: moving, fixed, and if wanted name (by default the line's number), moving_mask,
+    Columns: moving, fixed, and if wanted name (by default the pair's number), moving_mask,
     fixed_mask, labels (several files with ; between). Raises InputError, naming file and line,
     where it is no such table.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names, lines = list(reader.fieldnames or ()), list(reader)
+            reader = csv.DictReader(file, skipinitialspace=True)
+            names = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = names
+            lines = [(reader.line_num, line) for line in reader]
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -60,12 +69,14 @@ def read_pairs(path: Path) -> list[BatchPair]:
             raise InputError(f"{path}: it lacks the column '{column}'")
     if unknown := [name for name in names if name not in COLUMNS]:
         raise InputError(f"{path}: unknown column '{unknown[0]}'; there are: {', '.join(COLUMNS)}")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{path}: it has the column '{twice[0]}' twice")
     if not lines:
         raise InputError(f"{path}: it holds no pairs")
     pairs: dict[str, BatchPair] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, (at, line) in enumerate(lines, start=1):
         row = {key: (line.get(key) or "").strip() for key in COLUMNS}
-        where = f"{path}: pair {number}"
+        where = f"{path}: line {at}"
         if None in line or not row["moving"] or not row["fixed"]:
             raise InputError(f"{where}: a moving and a fixed file are needed, and no more fields")
         name = row["name"] or f"{number:04d}"
@@ -87,7 +98,7 @@ def read_pairs(path: Path) -> list[BatchPair]:
     return list(pairs.values())
 
 
-def one(
+def register_pair(
     pair: BatchPair, out: Path, transform: str, weights: Weights, refine: int, device: str
 ) -> dict:
     """Register one pair into `out`/name, unless it lies there registered; its summary's row."""
@@ -98,11 +109,14 @@ def one(
         masked = bool(pair.moving_mask), bool(pair.fixed_mask)
         source = digest([*pair.files, *models], code(), transform, refine, masked)
         try:
-            report = read_json(folder / "report.json")
+            report = read_json(folder / REPORT)
         except InputError:
             report = {}
-        if report.get("source") != source:
-            (folder / "report.json").unlink(missing_ok=True)  # it is of other files
+        old = written(folder)
+        if report.get("source") != source or not all(path.exists() for path in old):
+            spare(pair.files, folder, pair.labels)
+            for path in (*old, folder / REPORT):  # they are of other files, or not all there
+                path.unlink(missing_ok=True)
             result = register(
                 pair.moving,
                 pair.fixed,
@@ -150,7 +164,8 @@ def run(
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from None
     summary = out / SUMMARY
-    calls = [delayed(one)(pair, out, transform, weights, refine, device) for pair in pairs]
+    rest = out, transform, weights, refine, device
+    calls = [delayed(register_pair)(pair, *rest) for pair in pairs]
     results = Parallel(n_jobs=min(jobs, len(pairs)), return_as="generator_unordered")(calls)
     order = {pair.name: place for place, pair in enumerate(pairs)}
     rows: list[dict] = []

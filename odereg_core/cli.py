@@ -27,7 +27,7 @@ TransformOption = Annotated[
 ]
 RefineOption = Annotated[
     int,
-    typer.Option(help="Steps of direct optimisation from the model's answer, as 10.", min=0),
+    typer.Option(help="Steps of direct optimisation from the model's answer, e.g. 15.", min=0),
 ]
 WeightsOption = Annotated[
     list[Path] | None,
@@ -62,7 +62,10 @@ def register(
     one), labels_NAME.nii.gz for each file of labels, and report.json into OUT.
     """
     from odereg_core.registration import register as run
+    from odereg_core.registration import spare
 
+    files = [moving, fixed, moving_mask, fixed_mask, *(labels or ())]
+    spare([file for file in files if file], out, labels or ())
     result = run(
         moving,
         fixed,
@@ -80,7 +83,8 @@ def register(
     found = result.report
     parts = [f"displacement {found['displacement_mm']['mean']} mm on average"]
     if "rotation_deg" in found:
-        parts.insert(0, f"translation {found['translation_mm']} mm")
+        after = " from centre to centre of mass" if found["start"] != "shared grid" else ""
+        parts.insert(0, f"translation {found['translation_mm']} mm{after}")
         parts.insert(0, f"rotation {found['rotation_deg']} deg")
     print(", ".join(parts), f"{found['seconds']} s -> {out}", sep=", ")
 
@@ -138,8 +142,8 @@ def train(
 ) -> None:
     """Train a model; goes on from OUT's checkpoint where there is one."""
     from odereg_core.cohort import Cohort
+    from odereg_core.device import choose_device
     from odereg_core.profiles import load_profile
-    from odereg_core.registration import choose_device
     from odereg_core.train import baselines, gan, registration
     from odereg_core.train.team import assemble
 
@@ -175,7 +179,7 @@ def calibrate(
     `odereg train` does so at its end.
     """
     from odereg_core.cohort import Cohort
-    from odereg_core.registration import choose_device
+    from odereg_core.device import choose_device
     from odereg_core.train.calibrate import calibrate as run
 
     seen = run(weights, Cohort(cohort), choose_device(device))
@@ -204,33 +208,18 @@ def evaluate(
     import torch
 
     from odereg_core.cohort import Cohort
-    from odereg_core.experiments.evaluate import evaluate as run
-    from odereg_core.experiments.evaluate import row, write_results
-    from odereg_core.experiments.methods import weights_of
-    from odereg_core.files import sha256
+    from odereg_core.device import choose_device
+    from odereg_core.experiments.evaluate import evaluate_all
     from odereg_core.profiles import load_profile
-    from odereg_core.registration import choose_device
 
     torch.set_num_threads(threads)
-    settings, subjects = load_profile(profile), Cohort(cohort)
-    count = settings.evaluation.pairs if pairs is None else pairs
-    chosen, seed = choose_device(device), settings.evaluation.seed
-    rows = {method: row(method, task) for method in methods.split(",")}
-    subjects.expect(settings.working_grid, settings.name)
-    kept = {method: out / f".{method}.kept.json" for method in rows}
-    for method, found in rows.items():
-        path = out / f"{method}.csv"
-        table = run(
-            method, task, subjects, models, count=count, seed=seed, device=chosen, kept=kept[method]
-        )
-        facts = {"profile": settings.name, "task": task, "method": method, "seed": seed}
-        facts["voxel_mm"] = subjects.grid.spacing[0]
-        facts["weights"] = {name: sha256(weights_of(models, name)) for name in found.models}
-        write_results(table, path, chosen, **facts, pairs=len(table), cohort=subjects.settings)
-        error = table.rmse_phi_mm.mean()
+    names, settings = [name.strip() for name in methods.split(",")], load_profile(profile)
+    chosen = choose_device(device)
+    for method, table in evaluate_all(
+        names, task, settings, Cohort(cohort), models, out, pairs, chosen
+    ):
+        error, path = table.rmse_phi_mm.mean(), out / f"{method}.csv"
         print(f"{method}: RMSE(phi) {error:.2f} mm over {len(table)} pairs -> {path}")
-    for path in kept.values():  # only now: a run that is cut short has no row to repeat
-        path.unlink(missing_ok=True)
 
 
 @app.command()
@@ -244,10 +233,10 @@ def encoders(
 ) -> None:
     """Measure a run's encoders as metrics (the landscape about alignment) and as translators."""
     from odereg_core.cohort import Cohort
+    from odereg_core.device import choose_device
     from odereg_core.experiments.encoders import encoders_of, measure
     from odereg_core.experiments.landscape import landscape_keys, summary
     from odereg_core.profiles import load_profile
-    from odereg_core.registration import choose_device
 
     settings, subjects = load_profile(profile), Cohort(cohort)
     found = measure(
@@ -274,17 +263,17 @@ def search(
     from shutil import rmtree
 
     from odereg_core.cohort import INDEX, Cohort
+    from odereg_core.device import choose_device
     from odereg_core.experiments.evaluate import write_results
     from odereg_core.experiments.search import ranking
     from odereg_core.experiments.search import search as run
     from odereg_core.files import code, digest
     from odereg_core.networks.disentangle import Disentangler
     from odereg_core.profiles import load_profile
-    from odereg_core.registration import choose_device
-    from odereg_core.weights import load_model
+    from odereg_core.weights import load_model, weights_of
 
     settings, subjects, chosen = load_profile(profile), Cohort(cohort), choose_device(device)
-    weights, kept = models / "encoder.safetensors", out.with_suffix(".kept")
+    weights, kept = weights_of(models, "encoder"), out.with_suffix(".kept")
     encoder = load_model(weights, chosen, Disentangler)
     kept.mkdir(parents=True, exist_ok=True)
     of = digest([weights, cohort / INDEX], code())
@@ -307,10 +296,8 @@ def merge(
     """Put results tables into one, and their provenance beside it."""
     from odereg_core.experiments.evaluate import merge as run
     from odereg_core.experiments.evaluate import merged_facts, write_table
-    from odereg_core.files import write_json
 
-    write_table(run(*results), out)
-    write_json(out.with_suffix(".json"), merged_facts(*results))
+    write_table(run(*results), out, merged_facts(*results))
 
 
 @app.command()
@@ -326,8 +313,6 @@ def table(
     from odereg_core.files import atomic
 
     rows = read_results(results)
-    if unknown := sorted(set(rows["method"].astype(str)) - set(METHODS)):
-        raise InputError(f"{results}: no method is called '{unknown[0]}'")
     write_table1(rows, voxel_mm(results), out)
     with atomic(out / "error.png") as temporary:
         names = {key: method.name for key, method in METHODS.items()}
@@ -356,11 +341,9 @@ def collect(
     """Put the results of all variants of Fig. 4a or 4b into one table."""
     from odereg_core.experiments.ablation import collect as run
     from odereg_core.experiments.evaluate import write_table
-    from odereg_core.files import write_json
 
     table, facts = run(folder, figure)
-    write_table(table, out)
-    write_json(out.with_suffix(".json"), facts)
+    write_table(table, out, facts)
 
 
 @app.command()
@@ -385,7 +368,7 @@ def info(
 
     from odereg_core.experiments.ablation import variants
     from odereg_core.experiments.methods import METHODS
-    from odereg_core.files import provenance
+    from odereg_core.files import library_versions, provenance
     from odereg_core.profiles import BUILT_IN
     from odereg_core.weights import HERE, describe, kind_of, load_model
 
@@ -393,10 +376,9 @@ def info(
         print(json.dumps(describe(load_model(weights, kind=kind_of(weights))), indent=1))
         return
     facts = provenance()
-    libraries = ", ".join(f"{k} {v}" for k, v in facts["libraries"].items() if v)
     commit = facts["commit"] or "unknown"
     print(f"odereg-core {__version__} (commit {commit}), Python {facts['python']}")
-    print(f"libraries:  {libraries}")
+    print(f"libraries:  {library_versions(facts)}")
     print(f"device:     {'cuda' if torch.cuda.is_available() else 'cpu'} ({facts['device']})")
     print(f"profiles:   {', '.join(BUILT_IN)}")
     print(f"weights:    {', '.join(sorted(p.stem for p in HERE.glob('*.safetensors'))) or 'none'}")

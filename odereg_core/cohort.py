@@ -99,6 +99,7 @@ class Cohort:
             self.settings: dict = index["settings"]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not a cohort's index ({error})") from None
+        self._last: Subject | None = None
 
     def expect(self, grid: Grid, profile: str) -> None:
         """Raises InputError where the cohort lies on another grid than a profile's."""
@@ -112,7 +113,10 @@ class Cohort:
         return self.split[split]
 
     def load(self, name: str) -> Subject:
-        """One subject. Raises InputError where its file is missing, damaged or on another grid."""
+        """One subject; the last one is remembered. Raises InputError where its file is missing,
+        damaged or on another grid."""
+        if self._last and self._last.name == name:
+            return self._last
         path = self.folder / f"{name}.safetensors"
         tensors, _ = load_tensors(path)
         images, seg = tensors.get("images"), tensors.get("seg")
@@ -120,4 +124,5 @@ class Cohort:
             raise InputError(f"{path}: not {len(self.contrasts)} images on the cohort's grid")
         if seg is not None and (tuple(seg.shape) != self.grid.shape or seg.dtype != torch.uint8):
             raise InputError(f"{path}: its mask is no uint8 volume on the cohort's grid")
-        return Subject(name, images.to(torch.float32), seg)
+        self._last = Subject(name, images.to(torch.float32), seg)
+        return self._last

@@ -15,12 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from odereg_core import __version__
+from odereg_core.device import device_name
 from odereg_core.errors import InputError
 
 KEY = "odereg"
@@ -50,10 +50,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_files(out: Path, last: str, optional: Iterable[str] = ()) -> Iterator[Path]:
+def atomic_files(out: Path, last: str, stale: Iterable[Path] = ()) -> Iterator[Path]:
     """A folder in `out` to write files to; if all goes well they move to `out`, the one called
-    `last` at the end: where it is, all are of one writing. What an earlier writing left under the
-    `optional` names (with * for any text) goes.
+    `last` at the end: where it is, all are of one writing. The `stale` files, of an earlier
+    writing, go.
 
     Raises InputError as `atomic` does.
     """
@@ -62,8 +62,8 @@ def atomic_files(out: Path, last: str, optional: Iterable[str] = ()) -> Iterator
         partial.mkdir(parents=True, exist_ok=True)
         yield partial
         (out / last).unlink(missing_ok=True)
-        for old in [path for name in optional for path in out.glob(name)]:
-            old.unlink()
+        for old in stale:
+            old.unlink(missing_ok=True)
         for file in sorted(partial.iterdir(), key=lambda path: path.name == last):
             os.replace(file, out / file.name)
     except OSError as error:
@@ -186,13 +186,6 @@ def _version(name: str) -> str | None:
         return None
 
 
-def device_name(device: str) -> str:
-    """The device as a reader knows it: the GPU's product name, or the processor's kind."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
 def provenance(device: str = "cpu") -> dict[str, Any]:
     """What a number depends on besides its settings; no date, so that a run repeats to the byte."""
     return {
@@ -203,3 +196,8 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
         "libraries": {name: _version(name) for name in LIBRARIES},
         "device": device_name(device),
     }
+
+
+def library_versions(facts: Mapping[str, Any]) -> str:
+    """The libraries of a `provenance`, as a page prints them."""
+    return ", ".join(f"{name} {version}" for name, version in facts["libraries"].items() if version)

@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -34,6 +36,13 @@ class Grid:
     def extent(self) -> tuple[float, float, float]:
         """Edge-to-edge size of the field of view in mm."""
         return tuple(n * s for n, s in zip(self.shape, self.spacing, strict=True))  # type: ignore[return-value]
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Voxel indices to mm about the centre, (4, 4)."""
+        affine = np.diag([*self.spacing, 1.0])
+        affine[:3, 3] = [-(n - 1) / 2 * s for n, s in zip(self.shape, self.spacing, strict=True)]
+        return affine
 
     def axes(
         self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32

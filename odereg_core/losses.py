@@ -14,8 +14,8 @@ from odereg_core.transforms import Transform
 
 
 def self_loss(
-    theta: Float[Tensor, b * n],
-    truth: Float[Tensor, b * n],
+    theta: Float[Tensor, " b *n"],
+    truth: Float[Tensor, " b *n"],
     transform: Transform,
     grid: Grid,
     inside: Float[Tensor, "b 1 x y z"],
@@ -57,7 +57,7 @@ def velocity_loss(
     squared, so that the last millimetres count as the first.
     """
 
-    def mean_square(v: Tensor) -> Float[Tensor, b]:
+    def mean_square(v: Tensor) -> Float[Tensor, " b"]:
         square = transform.field(v, grid).square().sum(1, keepdim=True)
         total = inside.flatten(1).sum(1).clamp_min(1)
         return (square * inside).flatten(1).sum(1) / total

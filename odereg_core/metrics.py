@@ -15,7 +15,7 @@ from torch import Tensor
 from odereg_core.grid import Grid
 
 
-def dice(a: Bool[Tensor, "b 1 x y z"], b: Bool[Tensor, "b 1 x y z"]) -> Float[Tensor, b]:
+def dice(a: Bool[Tensor, "b 1 x y z"], b: Bool[Tensor, "b 1 x y z"]) -> Float[Tensor, " b"]:
     """Dice score of two masks [12]: 2 |a and b| / (|a| + |b|); 1 where both are empty."""
     a, b = a.flatten(1).bool(), b.flatten(1).bool()
     total = a.sum(1) + b.sum(1)
@@ -26,7 +26,7 @@ def rmse(
     a: Float[Tensor, "b c x y z"],
     b: Float[Tensor, "b c x y z"],
     mask: Bool[Tensor, "b 1 x y z"] | None = None,
-) -> Float[Tensor, b]:
+) -> Float[Tensor, " b"]:
     """RMSE(x): root of the mean squared difference of two images in [0, 1], over `mask`."""
     return _masked_mean((a - b).square().mean(1, keepdim=True), mask).sqrt()
 
@@ -35,7 +35,7 @@ def rmse_phi(
     u: Float[Tensor, "b 3 x y z"],
     v: Float[Tensor, "b 3 x y z"],
     mask: Bool[Tensor, "b 1 x y z"] | None = None,
-) -> Float[Tensor, b]:
+) -> Float[Tensor, " b"]:
     """RMSE(phi) in mm: root of the mean squared distance between two maps, over `mask`."""
     return _masked_mean((u - v).square().sum(1, keepdim=True), mask).sqrt()
 
@@ -60,7 +60,7 @@ def jacobian_determinant(
 
 def folding(
     displacement: Float[Tensor, "b 3 x y z"], grid: Grid, mask: Tensor | None = None
-) -> Float[Tensor, b]:
+) -> Float[Tensor, " b"]:
     """The fraction of voxels where phi folds: |J| <= 0."""
     folded = jacobian_determinant(displacement, grid) <= 0
     return _masked_mean(folded.to(displacement.dtype), mask)
@@ -68,7 +68,7 @@ def folding(
 
 def log_jacobian_std(
     displacement: Float[Tensor, "b 3 x y z"], grid: Grid, mask: Tensor | None = None
-) -> Float[Tensor, b]:
+) -> Float[Tensor, " b"]:
     """The spread (standard deviation) of log |J|; folded voxels count as |J| = 1e-3."""
     log_j = jacobian_determinant(displacement, grid).clamp_min(1e-3).log()
     mean = _masked_mean(log_j, mask).reshape(-1, 1, 1, 1, 1)
@@ -77,7 +77,7 @@ def log_jacobian_std(
 
 def hausdorff95(
     a: Int[Tensor, "b 1 x y z"], b: Int[Tensor, "b 1 x y z"], grid: Grid
-) -> Float[Tensor, b]:
+) -> Float[Tensor, " b"]:
     """95 % Hausdorff distance of two masks in mm (MONAI); NaN where one is empty."""
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 

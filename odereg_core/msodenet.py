@@ -44,7 +44,7 @@ def pyramid(image: Float[Tensor, "b c x y z"], scales: int) -> list[Float[Tensor
     return levels[::-1]
 
 
-class _Dynamics(nn.Module):
+class Dynamics(nn.Module):
     """f of Eq. 3 in theta's own units: warp, ask the network, return d theta/dt / unit."""
 
     def __init__(
@@ -152,7 +152,7 @@ class MSODENet(nn.Module):
                 theta = self.transform.resample(theta, self.grids[i - 1], self.grids[i])
             known = self.networks[i].known(level_fixed)  # type: ignore[operator]
             solution = integrate(
-                _Dynamics(self.networks[i], self.transform, self.grids[i], self.gain(i), outer),
+                Dynamics(self.networks[i], self.transform, self.grids[i], self.gain(i), outer),
                 theta / unit,
                 i * length,
                 (i + 1) * length,

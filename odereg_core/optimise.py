@@ -23,13 +23,13 @@ def optimise(
     moving: Float[Tensor, "b 1 x y z"],
     fixed: Float[Tensor, "b 1 x y z"],
     grid: Grid,
-    theta: Float[Tensor, b * n],
+    theta: Float[Tensor, " b *n"],
     *,
     steps: int,
     lr: float,
     lambda_reg: float,
     outer: Outer | None = None,
-) -> tuple[Float[Tensor, b * n], Float[Tensor, "{steps}+1 b"]]:
+) -> tuple[Float[Tensor, " b *n"], Float[Tensor, "{steps}+1 b"]]:
     """Take `steps` of Adam [17] from `theta` down the similarity of the warped image plus
     `lambda_reg` times L_reg (Eq. 1).
 

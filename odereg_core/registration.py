@@ -13,15 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from odereg_core.device import choose_device, synchronise
 from odereg_core.errors import InputError
-from odereg_core.files import atomic_files, provenance, sha256, write_json
+from odereg_core.files import atomic_files, provenance, read_json, sha256, write_json
 from odereg_core.metrics import folding
 from odereg_core.msodenet import Cascade, Cascaded
 from odereg_core.ode import SolverError
 from odereg_core.optimise import refine as refine_result
-from odereg_core.seen import cut_cm2, load_seen, of_image, of_result
+from odereg_core.seen import Seen, cut_cm2, load_seen, of_image, of_result
 from odereg_core.similarity import ContentSimilarity
-from odereg_core.transforms import Rigid
+from odereg_core.transforms import TRANSFORMS, Rigid
 from odereg_core.transforms.io import write_affine_mat, write_displacement
 from odereg_core.volume import (
     Volume,
@@ -34,7 +35,10 @@ from odereg_core.volume import (
 from odereg_core.warp import warp
 from odereg_core.weights import load_content, load_model, shipped
 
-REGISTER_TRANSFORMS = ("rigid", "bspline", "dense", "rigid+bspline", "rigid+dense")
+REGISTER_TRANSFORMS = (*TRANSFORMS, *(f"rigid+{name}" for name in TRANSFORMS if name != "rigid"))
+REPORT = "report.json"
+FEWEST = 100
+"""Voxels of the model's grid that a head has at least."""
 SLAB = 2**21
 """Voxels of the fixed scan mapped at a time: their coordinates take much more room than it."""
 
@@ -47,8 +51,9 @@ class Registered:
     `displacement`: (3, X, Y, Z) u in RAS world mm at the fixed scan's voxels, the whole map.
     `matrix`: (4, 4) RAS world mm, fixed to moving, the rigid part where there is one: the whole
     map is then it after a deformation. `labels`: by file name, as `warped`, nearest voxels.
-    `trajectory`: theta of each stage through the scales, in the models' frame. `report`: as
-    `report.json`.
+    `centre`: RAS world mm, the point that `affine.mat` turns about. `trajectory`: theta of each
+    stage through the scales, in the models' frame. `report`: as `report.json`. `sources`: the files
+    it was made of.
     """
 
     warped: Volume
@@ -58,34 +63,51 @@ class Registered:
     labels: dict[str, Volume]
     trajectory: Cascaded
     report: dict
+    sources: tuple[Path, ...] = ()
 
     def save(self, out: Path | str) -> None:
         """`warped.nii.gz`, `displacement.nii.gz`, `affine.mat` where there is a rigid part,
         `labels_<name>.nii.gz` for each label file, and last `report.json`: all or none, and none
         of another registration's.
 
-        Raises InputError where they cannot be written."""
+        Raises InputError where they cannot be written, or would take a source's place."""
+        out = Path(out)
+        spare(self.sources, out, self.labels)
         vectors, affine = self.warped.with_data(np.moveaxis(self.displacement, 0, -1)).native()
-        optional = "affine.mat", "labels_*.nii.gz"
-        with atomic_files(Path(out), "report.json", optional) as folder:
+        with atomic_files(out, REPORT, written(out)) as folder:
             self.warped.save(folder / "warped.nii.gz")
             write_displacement(folder / "displacement.nii.gz", np.moveaxis(vectors, -1, 0), affine)
             if self.matrix is not None:
                 write_affine_mat(folder / "affine.mat", self.matrix, self.centre)
             for name, volume in self.labels.items():
                 volume.save(folder / f"labels_{name}.nii.gz")
-            write_json(folder / "report.json", self.report)
+            outputs = sorted(path.name for path in folder.iterdir())
+            write_json(folder / REPORT, {**self.report, "outputs": outputs})
 
 
-def choose_device(device: str) -> str:
-    """`auto` is the GPU where there is one. Raises InputError for a device that is not there."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+def written(out: Path) -> list[Path]:
+    """What a registration has written to a folder beside its report, as that says."""
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise InputError(f"there is no device '{device}' here; try auto or cpu") from None
-    return device
+        names = read_json(out / REPORT).get("outputs", [])
+    except InputError:
+        return []
+    return [out / name for name in names if Path(name).name == name]
+
+
+def spare(sources: Iterable[Path], out: Path, labels: Iterable[Path | str] = ()) -> None:
+    """Raises InputError where a registration of these files (`labels`: theirs, or their names)
+    would write one of them over, or take it for an earlier registration's and remove it."""
+    names = {"warped.nii.gz", "displacement.nii.gz", "affine.mat", REPORT}
+    names |= {f"labels_{label_name(label)}.nii.gz" for label in labels}
+    taken = {path.resolve() for path in (*(out / name for name in names), *written(out))}
+    for source in sources:
+        if source.resolve() in taken:
+            raise InputError(f"{source}: the results in {out} would take its place; name another")
+
+
+def label_name(path: Path | str) -> str:
+    """What a file of labels is called in the results."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
 
 
 def register(
@@ -97,7 +119,7 @@ def register(
     *,
     moving_mask: Path | str | Volume | None = None,
     fixed_mask: Path | str | Volume | None = None,
-    labels: Sequence[Path | str] = (),
+    labels: Sequence[Path | str] | Path | str = (),
     refine: int = 0,
 ) -> Registered:
     """Register two 3-D scans.
@@ -116,19 +138,30 @@ def register(
     `odereg_core.seen`); its measures are of the model's own answer, but `content` of the refined.
 
     Raises InputError for files that are no usable scans, and where the solver does not end on
-    them.
+    them; TypeError for scans and masks that are neither files nor `Volume`s.
     """
-    device = choose_device(device)
+    device = choose_device(str(device))
+    labels = [labels] if isinstance(labels, str | Path) else labels
+    given = {"moving": moving, "fixed": fixed, "moving_mask": moving_mask, "fixed_mask": fixed_mask}
+    for name, one in given.items():
+        if not isinstance(one, str | Path | Volume) and not (name.endswith("mask") and one is None):
+            raise TypeError(f"{name}: a file or a Volume is needed, not a {type(one).__name__}")
+    if refine < 0:
+        raise InputError(f"refine: {refine} steps; none or more are needed")
     files = weights_files(transform, weights)
     model = load_cascade(transform, files, device)
     similarity = load_content(shipped("encoder"), device)
     moving = (moving if isinstance(moving, Volume) else Volume.load(moving)).checked()
     fixed = (fixed if isinstance(fixed, Volume) else Volume.load(fixed)).checked()
+    given_masks = moving_mask, fixed_mask
     masks = [
         foreground(volume) if mask is None else given_mask(mask, volume)
-        for volume, mask in ((moving, moving_mask), (fixed, fixed_mask))
+        for volume, mask in zip((moving, fixed), given_masks, strict=True)
     ]
     carried = _by_name([read_labels(path) for path in labels])
+    for volume in carried.values():
+        if volume.data.any() and not volume.sample(moving.world(), "nearest").any():
+            raise InputError(f"{volume.path}: no label lies within {moving.path}")
 
     shared = moving.same_grid(fixed)
     if shared:
@@ -139,23 +172,32 @@ def register(
         model_image(volume, mask, model.grid, centre).to(device)
         for volume, mask, centre in zip((moving, fixed), masks, centres, strict=True)
     ]
-    for volume, image in zip((moving, fixed), images, strict=True):
-        if not image.any():
-            raise InputError(f"{volume.path}: nothing of it lies in the model's field of view")
+    for volume, mask, image in zip((moving, fixed), given_masks, images, strict=True):
+        if (count := int((image > 0).sum())) < FEWEST:
+            what = volume.path if mask is None else f"{_path(mask)}: of {volume.path}"
+            raise InputError(
+                f"{what}: only {count} voxels of {model.grid.spacing[0]:g} mm are left to register "
+                "in the model's field of view"
+            )
     started = time.perf_counter()
     try:
         with torch.no_grad():
             result = model(*images, trajectory=True)
     except SolverError as error:
         raise InputError(f"{moving.path} to {fixed.path}: the solver gave up ({error})") from None
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
+    synchronise(device)
     seconds = time.perf_counter() - started
-    measures, warnings = _outside(model, files, result, images, (moving, fixed), masks)
+    seen = [load_seen(file) for file in files]
+    measures, warnings = _outside(model, seen, result, images, (moving, fixed), masks)
     refined = {"refined": _refined(result, images, refine)} if refine else {}
-    warnings += _lost(similarity, files[-1], model, result, images, measures)
+    warnings += _lost(similarity, seen[-1], model, result, images, measures)
 
     displacement, warped, *warped_labels = _carry(result, fixed, centres, moving, carried.values())
+    for name, volume in (("moving", moving), ("fixed", fixed)):
+        warnings += [f"The header of the {name} scan {doubt}." for doubt in volume.doubts]
+    for volume, there in zip(carried.values(), warped_labels, strict=True):
+        if volume.data.any() and not there.data.any():
+            warnings.append(f"No label of {Path(volume.path).name} comes to lie in the fixed scan.")
     report = {
         "moving": Path(moving.path).name,
         "fixed": Path(fixed.path).name,
@@ -192,7 +234,12 @@ def register(
         dict(zip(carried, warped_labels, strict=True)),
         result,
         report,
+        tuple(Path(_path(one)) for one in (*given.values(), *labels) if one is not None),
     )
+
+
+def _path(given: Path | str | Volume) -> str:
+    return given.path if isinstance(given, Volume) else str(given)
 
 
 def _refined(result: Cascaded, images: Sequence[Tensor], steps: int) -> dict[str, float]:
@@ -209,7 +256,7 @@ def _refined(result: Cascaded, images: Sequence[Tensor], steps: int) -> dict[str
 
 def _outside(
     model: Cascade,
-    files: Sequence[Path],
+    seen: Sequence[Seen | None],
     result: Cascaded,
     images: Sequence[Tensor],
     volumes: Sequence[Volume],
@@ -217,7 +264,6 @@ def _outside(
 ) -> tuple[dict, list[str]]:
     """Measures of both scans and of each stage's answer, and a sentence for each outside what
     the models have seen."""
-    seen = [load_seen(file) for file in files]
     measures: dict[str, dict[str, float]] = {}
     warnings: list[str] = []
     if None in seen:
@@ -240,7 +286,7 @@ def _outside(
 
 def _lost(
     similarity: ContentSimilarity,
-    file: Path,
+    seen: Seen | None,
     model: Cascade,
     result: Cascaded,
     images: Sequence[Tensor],
@@ -251,7 +297,6 @@ def _lost(
     warped = warp(images[0], result.displacement(), model.grid)
     name, value = model.transforms[-1].name, float(similarity(warped, images[1]))
     measures[name]["content"] = round(value, 4)
-    seen = load_seen(file)
     if seen is None or seen.facts.get("encoder") != sha256(shipped("encoder")):
         return []
     return seen.outside({"content": value}, f"The {name} map")
@@ -261,7 +306,7 @@ def _by_name(volumes: list[Volume]) -> dict[str, Volume]:
     """Label volumes by their file's name. Raises InputError where two share it."""
     named: dict[str, Volume] = {}
     for volume in volumes:
-        name = Path(volume.path).name.removesuffix(".gz").removesuffix(".nii")
+        name = label_name(volume.path)
         if name in named:
             raise InputError(f"{volume.path}: a second file of labels called '{name}'")
         named[name] = volume

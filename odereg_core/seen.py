@@ -44,14 +44,7 @@ SENTENCES = {
     "content": "leaves the scans' contents {value:.2f} apart, in training at most {high:.2f} where "
     "it was right: it is probably lost, or the scans are not of one head",
 }
-LARGE_ONLY = {
-    "cut_cm2",
-    "rotation_deg",
-    "translation_mm",
-    "displacement_mm",
-    "scales_mm",
-    "content",
-}
+LARGE_ONLY = {name for name, sentence in SENTENCES.items() if "{low" not in sentence}
 """Measures that are fine however small."""
 
 

@@ -24,7 +24,7 @@ class Similarity(Protocol):
 
     def __call__(
         self, a: Image, b: Image, rng: torch.Generator | None = None
-    ) -> Float[Tensor, b]: ...
+    ) -> Float[Tensor, " b"]: ...
 
 
 def stacks(
@@ -75,7 +75,7 @@ class ContentSimilarity(nn.Module):
 
     def forward(
         self, a: Image, b: Image, rng: torch.Generator | None = None
-    ) -> Float[Tensor, batch]:
+    ) -> Float[Tensor, " batch"]:
         total = torch.zeros(len(a), device=a.device)
         for axis in range(3):
             centres = self.centres(b, axis, rng)
@@ -102,7 +102,7 @@ class MutualInformation:
 
     def __call__(
         self, a: Image, b: Image, rng: torch.Generator | None = None
-    ) -> Float[Tensor, batch]:
+    ) -> Float[Tensor, " batch"]:
         step = (..., *(slice(None, None, self.stride),) * 3)
         values = []
         for one, two in zip(a[step], b[step], strict=True):
@@ -122,7 +122,7 @@ class CrossCorrelation:
 
     def __call__(
         self, a: Image, b: Image, rng: torch.Generator | None = None
-    ) -> Float[Tensor, batch]:
+    ) -> Float[Tensor, " batch"]:
         return torch.stack([self.loss(one[None], two[None]) for one, two in zip(a, b, strict=True)])
 
 
@@ -138,6 +138,6 @@ class Mind:
 
     def __call__(
         self, a: Image, b: Image, rng: torch.Generator | None = None
-    ) -> Float[Tensor, batch]:
+    ) -> Float[Tensor, " batch"]:
         difference = self.descriptor(a) - self.descriptor(b)
         return difference.square().flatten(1).mean(1)

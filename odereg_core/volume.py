@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -35,13 +35,15 @@ class Volume:
     """A scalar volume with axes closest to RAS+, and how to put it back as the file had it.
 
     `data` (X, Y, Z) float32; `affine` maps its voxel indices to RAS world mm, obliqueness and all;
-    `orientation` is nibabel's, from the file's own axes to these.
+    `orientation` is nibabel's, from the file's own axes to these. `doubts`: sentences about where
+    its header says that it lies, for tools read that differently.
     """
 
     data: NDArray[np.float32]
     affine: Affine
     orientation: NDArray[np.float64]
     path: str = ""
+    doubts: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: Path | str) -> Volume:
@@ -64,13 +66,16 @@ class Volume:
         data = read_voxels(image, path).reshape(shape)
         orientation = np.asarray(io_orientation(affine), np.float64)
         canonical = affine @ inv_ornt_aff(orientation, shape)
-        return cls(apply_orientation(data, orientation), canonical, orientation, str(path))
+        turned = apply_orientation(data, orientation)
+        return cls(turned, canonical, orientation, str(path), _doubts(image))
 
     def checked(self) -> Volume:
         """The same volume, as an image to register.
 
-        Raises InputError where it is constant, or where its field of view is none of a head's.
+        Raises InputError where it is constant or not finite, or where its field of view is none of
+        a head's.
         """
+        _finite(self.data, self.path)
         low, high = float(self.data.min()), float(self.data.max())
         if low == high:
             raise InputError(f"{self.path}: every voxel is {low:g}, nothing to register")
@@ -113,13 +118,17 @@ class Volume:
         self, world: NDArray[np.float64], mode: Literal["linear", "nearest"] = "linear"
     ) -> NDArray[np.float32]:
         """The values at points in RAS world mm (3, ...); zero outside the field of view."""
-        # As in ITK, the nearest voxel owns half a voxel past the rim, linear values end there.
-        how = ("grid-constant", 0) if mode == "nearest" else ("constant", 1)
-        return map_coordinates(self.data, self.index(world), order=how[1], mode=how[0])
+        index = self.index(world)
+        if mode == "nearest":
+            return map_coordinates(self.data, index, order=0, mode="grid-constant")
+        # As in ITK, the outermost voxels reach half a voxel further out.
+        last = np.array(self.shape).reshape(3, *[1] * (world.ndim - 1)) - 0.5
+        values = map_coordinates(self.data, index, order=1, mode="nearest")
+        return np.where(((index >= -0.5) & (index <= last)).all(0), values, 0)
 
     def with_data(self, data: NDArray) -> Volume:
         """Other voxels in the same place."""
-        return Volume(np.asarray(data), self.affine, self.orientation, self.path)
+        return replace(self, data=np.asarray(data))
 
     def same_grid(self, other: Volume) -> bool:
         """Whether both have the same voxels in the same places, to a hundredth of a mm."""
@@ -160,12 +169,13 @@ def save_nifti(
 def open_nifti(path: Path | str) -> nib.Nifti1Image:
     """A NIfTI file, its header read. Raises InputError where it is none, or in no place."""
     if not Path(path).is_file():
-        raise InputError(f"{path}: there is no such file")
+        what = "is a folder, not a file" if Path(path).is_dir() else "there is no such file"
+        raise InputError(f"{path}: {what}")
     try:
         image = nib.load(path)
     except Exception as error:  # nibabel fails on foreign bytes in many ways
         raise InputError(f"{path}: not a readable NIfTI file ({_first_line(error)})") from None
-    if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
+    if not isinstance(image, nib.Nifti1Pair):  # which all kinds of NIfTI are to nibabel
         raise InputError(f"{path}: not a NIfTI file but {type(image).__name__}")
     affine = np.asarray(image.affine, np.float64)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
@@ -184,10 +194,32 @@ def read_voxels(image: nib.Nifti1Image, path: Path | str) -> NDArray[np.float32]
             data = np.asarray(image.dataobj, np.float32)
     except Exception as error:  # gzip, zlib, the operating system and NumPy each fail their own way
         raise InputError(f"{path}: its voxels cannot be read ({_first_line(error)})") from None
+    _finite(data, path)
+    return data
+
+
+def _finite(data: NDArray[np.float32], path: Path | str) -> None:
     if not np.isfinite(data).all():
         count = int((~np.isfinite(data)).sum())
         raise InputError(f"{path}: {count} voxels are not finite (NaN or infinite)")
-    return data
+
+
+def _doubts(image: nib.Nifti1Image) -> tuple[str, ...]:
+    """What a header leaves open about where its voxels lie."""
+    (sform, s_code), (qform, q_code) = image.get_sform(coded=True), image.get_qform(coded=True)
+    affine = np.asarray(image.affine, np.float64)
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    doubts = []
+    if not s_code and not q_code:
+        doubts.append("says neither by an sform nor by a qform where it lies: others may differ")
+    if s_code and q_code:
+        ends = np.array([*product(*((0, n - 1) for n in image.shape[:3])), (0, 0, 0)]).T
+        apart = np.linalg.norm((sform - qform)[:3] @ np.vstack([ends, np.ones(9)]), axis=0).max()
+        if apart > 0.1:
+            doubts.append(f"has an sform and a qform {apart:.1f} mm apart; the sform was taken")
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:
+        doubts.append("has axes that are not at right angles, which ITK and ANTs do not read")
+    return tuple(doubts)
 
 
 def _first_line(error: Exception) -> str:
@@ -203,19 +235,23 @@ def foreground(volume: Volume) -> NDArray[np.bool_]:
     # Log intensities: a bright fat rim must not raise the threshold above the brain.
     positive = np.log1p(np.clip(data - data.min(), 0, None))
     mask = positive > threshold_otsu(positive)
+    return largest_part(mask)
+
+
+def largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest of a mask's parts that do not touch by a face."""
     parts, count = label(mask)  # type: ignore[misc] - SciPy's types miss the pair
-    if count > 1:
-        sizes = np.bincount(parts.ravel())
-        mask = parts == 1 + int(sizes[1:].argmax())
-    return mask
+    return parts == 1 + int(np.bincount(parts.ravel())[1:].argmax()) if count > 1 else mask
 
 
 def given_mask(mask: Path | str | Volume, volume: Volume) -> NDArray[np.bool_]:
     """A mask at the volume's voxels, by nearest sampling where its grid is another.
 
-    Raises InputError where it is no volume, or where none of it lies within this one.
+    Raises InputError where it is no volume or empty, or where none of it lies within this one.
     """
     mask = mask if isinstance(mask, Volume) else Volume.load(mask)
+    if not (mask.data > 0).any():
+        raise InputError(f"{mask.path}: this mask is empty")
     same = mask.same_grid(volume)
     inside = (mask.data if same else mask.sample(volume.world(), "nearest")) > 0
     if not inside.any():
@@ -224,10 +260,13 @@ def given_mask(mask: Path | str | Volume, volume: Volume) -> NDArray[np.bool_]:
 
 
 def read_labels(path: Path | str) -> Volume:
-    """A volume of whole numbers. Raises InputError where some are not."""
+    """A volume of whole numbers below 2^24. Raises InputError where some are not."""
     volume = Volume.load(path)
     whole = np.rint(volume.data)
-    if (whole != volume.data).any() or np.abs(whole).max() > 2**24:
+    if np.abs(whole).max() >= 2**24:  # from there on float32 does not tell neighbours apart
+        largest = f"{np.abs(whole).max():.0f}"
+        raise InputError(f"{path}: labels lie below {2**24}, this volume has {largest}")
+    if (whole != volume.data).any():
         raise InputError(f"{path}: labels are whole numbers, this volume has others")
     return volume.with_data(whole.astype(np.int16 if np.abs(whole).max() < 2**15 else np.int32))
 

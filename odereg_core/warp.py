@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from odereg_core.grid import Grid
@@ -24,17 +24,16 @@ def voxels(points: Float[Tensor, "b 3 *n"], grid: Grid) -> Float[Tensor, "b 3 *n
 def sample(
     image: Float[Tensor, "b c x y z"],
     index: Float[Tensor, "b 3 i j k"],
-    mode: Literal["linear", "nearest"] = "linear",
     outside: Literal["zero", "edge"] = "zero",
 ) -> Float[Tensor, "b c i j k"]:
-    """The image at continuous voxel indices.
+    """The image at continuous voxel indices, linear in between.
 
     Outside the image lie zeros or, with `outside="edge"`, its edge voxels; with zeros, the
     outermost half voxel fades to zero linearly.
     """
     # grid_sample's coordinates run over [-1, 1] from edge to edge of the volume.
     sizes = index.new_tensor(image.shape[2:]).reshape(1, 3, 1, 1, 1)
-    return _grid_sample(image, (index * 2 + 1) / sizes - 1, mode, outside)
+    return _grid_sample(image, (index * 2 + 1) / sizes - 1, outside=outside)
 
 
 def warp(
@@ -42,9 +41,9 @@ def warp(
     displacement: Float[Tensor, "b 3 x y z"],
     grid: Grid,
     mode: Literal["linear", "nearest"] = "linear",
-    outside: Literal["zero", "edge"] = "zero",
 ) -> Float[Tensor, "b c x y z"]:
     """x∘phi: the image at p + u(p) for every voxel p of `grid`, u in mm; `nearest` for labels.
+    Outside the image lie zeros.
 
     Coordinates are float32 or wider whatever autocast does; the result has the image's type.
     Raises ValueError where the image or the displacement does not lie on the grid.
@@ -58,7 +57,7 @@ def warp(
         displacement = displacement.float()
     x, y, z = grid.axes(displacement.device, displacement.dtype)
     if displacement.device.type != "cpu" or torch.is_grad_enabled():
-        return _grid_sample(image, _place(displacement, (x, y, z), grid), mode, outside)
+        return _grid_sample(image, _place(displacement, (x, y, z), grid), mode)
     # A slab of planes at a time: on a CPU the coordinates of all voxels would be fresh memory, and
     # to get that takes longer than to fill it.
     planes = max(1, 2**21 * len(x) // displacement[:, 0].numel())
@@ -66,7 +65,7 @@ def warp(
     for part, u, some in zip(
         warped.split(planes, 2), displacement.split(planes, 2), x.split(planes), strict=True
     ):
-        part.copy_(_grid_sample(image, _place(u, (some, y, z), grid), mode, outside))
+        part.copy_(_grid_sample(image, _place(u, (some, y, z), grid), mode))
     return warped
 
 
@@ -84,7 +83,10 @@ def _place(
 
 
 def _grid_sample(
-    image: Float[Tensor, "b c x y z"], place: Float[Tensor, "b 3 i j k"], mode: str, outside: str
+    image: Float[Tensor, "b c x y z"],
+    place: Float[Tensor, "b 3 i j k"],
+    mode: str = "linear",
+    outside: str = "zero",
 ) -> Float[Tensor, "b c i j k"]:
     # grid_sample calls an image's last axis its first, and wants coordinates last: views suffice.
     with torch.autocast(image.device.type, enabled=False):
@@ -101,10 +103,3 @@ def _grid_sample(
 def averaged(image: Float[Tensor, "b c x y z"], grid: Grid) -> Float[Tensor, "b c _x _y _z"]:
     """Images averaged to a coarser grid of their pyramid; as they are on their own."""
     return F.avg_pool3d(image, image.shape[2] // grid.shape[0])
-
-
-def inside(displacement: Float[Tensor, "b 3 x y z"], grid: Grid) -> Bool[Tensor, "b 1 x y z"]:
-    """Where phi(p) falls within the moving image's field of view: elsewhere a warp is padding."""
-    points = grid.points(displacement.device, displacement.dtype) + displacement
-    half = points.new_tensor(grid.extent).reshape(1, 3, 1, 1, 1) / 2
-    return (points.abs() <= half).all(dim=1, keepdim=True)

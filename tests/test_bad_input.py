@@ -73,6 +73,7 @@ SCANS = {
     "RGB": (lambda p: save(p, RGB), "a scalar volume is needed"),
     "complex": (lambda p: save(p, np.ones((9, 9, 9), np.complex64)), "a scalar volume is needed"),
     "singular affine": (lambda p: save(p, head(), SHEET), "affine is singular"),
+    "a folder": (lambda p: p.mkdir(), "is a folder"),
     "sizes in metres": (lambda p: save(p, head(), SMALL), "are voxel sizes in mm?"),
 }  # fmt: skip
 """What a scan may be, and words of the sentence that says so."""
@@ -157,6 +158,7 @@ def test_weights_of_another_kind_or_grid(tmp_path, monkeypatch, capfd, scan, unt
         ),
         (["--transform", "affine"], "no transform 'affine'"),
         (["--weights", rigid, "--device", "abacus"], "no device 'abacus'"),
+        (["--weights", rigid, "--device", "meta"], "no device 'meta'"),
     ):
         code, said = outcome(monkeypatch, capfd, cli.main, "register", scan, scan, *out, *options)
         assert code == 2 and words in said and said.count("\n") == 1
@@ -207,14 +209,27 @@ def test_an_output_that_cannot_be(tmp_path, monkeypatch, capfd, scan, untrained)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_training_and_evaluation_refuse_in_a_sentence(
     tmp_path, monkeypatch, capfd, tiny_cohort, tiny_profile, untrained
 ):
+    cohort, out = ["--cohort", tiny_cohort.folder], ["--out", tmp_path / "out"]
     bad = tmp_path / "bad.yaml"
     bad.write_text("extends: smoke\ngrid: {shape: [40, 40, big], spacing: 6.0}\n")
     key = tmp_path / "key.yaml"
     key.write_text("extends: smoke\nspeed: 3\n")
-    cohort, out = ["--cohort", tiny_cohort.folder], ["--out", tmp_path / "out"]
+
+    def rigid(name, text):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(f"extends: smoke\nmodels: {{rigid: {{similarity: none, {text}}}}}\n")
+        return ["train", "rigid", *cohort, *out, "--profile", path]
+
+    network = tmp_path / "network.yaml"
+    network.write_text("extends: smoke\nencoders: {encoder: {network: {slicez: 5}}}\n")
+    yaml = tmp_path / "yaml.yaml"
+    yaml.write_text("extends: smoke\na: [1,\n")
+    nobody = tmp_path / "nobody.yaml"
+    nobody.write_text("extends:\n")
     models = ["--models", untrained]
     broken = tmp_path / "cohort"
     broken.mkdir()
@@ -223,6 +238,17 @@ def test_training_and_evaluation_refuse_in_a_sentence(
         ("key 'grid.shape.2'", ["train", "rigid", *cohort, *out, "--profile", bad]),
         ("key 'speed'", ["train", "rigid", *cohort, *out, "--profile", key]),
         ("no such profile", ["train", "rigid", *cohort, *out, "--profile", "grand"]),
+        ("yaml.yaml: not a readable YAML file (line 3: ",
+         ["train", "rigid", *cohort, *out, "--profile", yaml]),
+        ("key 'extends'", ["train", "rigid", *cohort, *out, "--profile", nobody]),
+        ("unexpected keyword argument 'sen'", rigid("sen", "network: {sen: 40}")),
+        ("no model 'rigid'", rigid("width", "network: {width: 0}")),
+        ("key 'models.rigid.stages'", rigid("stages", "stages: []")),
+        ("key 'models.rigid.seed'", rigid("seed", "seed: 99999999999999999999")),
+        ("unexpected keyword argument 'slicez'",
+         ["train", "encoder", *cohort, *out, "--profile", network]),
+        ("nowhere.safetensors: there is no such file",
+         [*rigid("init", "seed: 1"), "--init", tmp_path / "nowhere.safetensors"]),
         ("no model 'affine'", ["train", "affine", *cohort, *out, "--profile", "smoke"]),
         ("no prepared cohort", ["train", "rigid", "--cohort", tmp_path, *out]),
         ("not a readable JSON", ["train", "rigid", "--cohort", broken, *out]),
@@ -230,6 +256,8 @@ def test_training_and_evaluation_refuse_in_a_sentence(
          ["train", "rigid", *cohort, *out, "--profile", "smoke"]),
         ("on another grid than the profile",
          ["train", "rigid", *cohort, *out, "--profile", "demo"]),
+        ("no task 'deform'", ["evaluate", *cohort, *models, *out, "--methods", "none",
+                              "--task", "deform"]),
         ("no method 'magic'", ["evaluate", *cohort, *models, *out, "--methods", "magic"]),
         ("no such file", ["evaluate", *cohort, "--models", tmp_path, *out,
                           "--profile", "smoke", "--methods", "msodenet_r"]),
@@ -261,6 +289,12 @@ def test_a_brats_folder_without_a_contrast(tmp_path, monkeypatch, capfd):
         monkeypatch, capfd, lambda: phantom.main([str(root / name / f"{name}_t1.nii.gz")])
     )
     assert code == 2 and said.count("\n") == 1
+    whole = "BraTS20_Training_002"
+    save(root / whole / f"{whole}_flair.nii.gz", head())
+    (file := tmp_path / "file").touch()
+    arguments = [str(root), str(file), "--profile", "smoke", "--jobs", "1"]
+    code, said = outcome(monkeypatch, capfd, lambda: brats.main(arguments))
+    assert code == 2 and f"error: {file}" in said and "Traceback" not in said
 
 
 # Fuzz: headers and bytes

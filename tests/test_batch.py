@@ -112,7 +112,17 @@ def test_a_pair_that_fails_now_does_not_keep_an_old_result(tmp_path, table, untr
     run(pairs, out, weights=weights, device="cpu")
     (tmp_path / "a.nii.gz").write_bytes(b"no scan")
     assert list(run(pairs, out, weights=weights, device="cpu").status) == ["failed"]
-    assert not (out / "first" / "report.json").exists()
+    assert not list((out / "first").iterdir())
+
+
+def test_a_pair_whose_results_are_gone_is_registered_again(tmp_path, table, untrained):
+    out, weights = tmp_path / "out", [untrained / "rigid.safetensors"]
+    pairs = read_pairs(table)[:1]
+    run(pairs, out, weights=weights, device="cpu")
+    before = {path.name for path in (out / "first").iterdir()}
+    (out / "first" / "warped.nii.gz").unlink()
+    run(pairs, out, weights=weights, device="cpu")
+    assert {path.name for path in (out / "first").iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -122,11 +132,13 @@ def test_a_pair_that_fails_now_does_not_keep_an_old_result(tmp_path, table, untr
         ("moving,fixed,mask\n1,2,3\n", "unknown column 'mask'"),
         ("moving,fixed\n", "holds no pairs"),
         ("", "lacks the column"),
-        ("moving,fixed\na.nii\n", "pair 1: a moving and a fixed file"),
-        ("moving,fixed\na.nii,b.nii,c.nii\n", "pair 1: a moving and a fixed file"),
+        ("moving,fixed\na.nii\n", "line 2: a moving and a fixed file"),
+        ("moving,fixed\na.nii,b.nii,c.nii\n", "line 2: a moving and a fixed file"),
         ("moving,fixed,name\na,b,../x\n", "'../x' is no name for a folder"),
         ("moving,fixed,name\na,b,summary.csv\n", "'summary.csv' is no name for a folder"),
-        ("moving,fixed,name\na,b,x\nc,d,x\n", "pair 2: a second pair called 'x'"),
+        ("moving,fixed,name\na,b,x\nc,d,x\n", "line 3: a second pair called 'x'"),
+        ("moving, fixed\n\n\na,b\nc\n", "line 5: a moving and a fixed file"),
+        ("moving,fixed,moving\na,b,c\n", "the column 'moving' twice"),
     ],
 )
 def test_a_table_that_is_none_is_refused(tmp_path, text, words):

@@ -43,7 +43,7 @@ def test_warnings_are_counted_apart_for_lost_pairs(tiny_cohort, monkeypatch, cap
     """A registration that answers with the truth every other time."""
     cohort = Cohort(tiny_cohort.folder)
     keys = pair_keys(cohort.names("test"), cohort.contrasts, "rigid", 4)
-    pairs = [simulate(cohort, cohort.load(key.subject), key, seed=7) for key in keys]
+    pairs = [simulate(cohort, key, seed=7) for key in keys]
     answers = iter(enumerate(pairs))
 
     def register(moving, fixed, transform, refine):

@@ -181,9 +181,9 @@ def test_others_may_read_weights_as_the_umask_says(tmp_path):
     assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
 
 
-def test_of_several_files_the_last_marks_a_whole_writing_and_old_optional_ones_go(tmp_path):
+def test_of_several_files_the_last_marks_a_whole_writing_and_stale_ones_go(tmp_path):
     def write(*names):
-        with atomic_files(tmp_path / "out", "z.json", ["a*.mat"]) as folder:
+        with atomic_files(tmp_path / "out", "z.json", [tmp_path / "out" / "ab.mat"]) as folder:
             for name in names:
                 (folder / name).write_text(name)
 

@@ -99,7 +99,7 @@ def run_by(command):
         kinds = {"gan": profile.encoders, "baselines": profile.baselines}
         kind = next((kind for kind, models in kinds.items() if model in models), "registration")
         found = {Path(f"odereg_core/train/{kind}.py")}
-    return found - {Path("odereg_core/registration.py")}  # it tells which device there is
+    return found
 
 
 def test_a_step_depends_on_all_that_its_command_imports(jobs, monkeypatch):

@@ -34,7 +34,6 @@ def motion(name):
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_it_finds_a_known_motion(name):
-    # Where the image is flat a dense theta is free: it needs L_reg.
     # A dense theta alone is free where the image is flat: it needs L_reg.
     transform = TRANSFORMS[name]()
     truth = motion("dense") if name == "bspline" else transform.displacement(motion(name), GRID)

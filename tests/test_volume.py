@@ -168,7 +168,7 @@ def refused(path, fault):
 
 def test_damaged_files_are_refused_in_one_sentence(tmp_path):
     refused(tmp_path / "missing.nii", "no such file")
-    refused(tmp_path, "no such file")
+    refused(tmp_path, "is a folder")
     whole = write(tmp_path / "whole.nii.gz", ball((20, 20, 20))).read_bytes()
     plain = gzip.decompress(whole)
     flipped = bytearray(whole)

@@ -20,6 +20,7 @@ from torch import Tensor
 from odereg_core.baselines.base import Outcome
 from odereg_core.grid import Grid
 from odereg_core.transforms import Rigid
+from odereg_core.transforms.io import LPS, read_affine_mat
 
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 os.environ.setdefault("ANTS_RANDOM_SEED", "1")
@@ -52,8 +53,10 @@ class AntsRigid:
         """Register one pair (1, 1, X, Y, Z) in [0, 1]; theta (1, 6) in rad and mm, on the CPU."""
         with scratch() as folder:
             transforms = self.run(moving, fixed, grid, folder)
-            matrix = read_rigid(transforms[0])
-        theta = Rigid().from_matrix(matrix[None]).float()
+            matrix, _ = read_affine_mat(transforms[0])
+        # `to_ants` gives ANTs our axes for its own, so what it says is not to be turned to ours.
+        flip = np.diag([*LPS, 1.0])
+        theta = Rigid().from_matrix(torch.from_numpy(flip @ matrix @ flip)[None]).float()
         return Outcome(Rigid().displacement(theta, grid), theta=theta)
 
     def run(self, moving: Tensor, fixed: Tensor, grid: Grid, folder: Path) -> list[str]:
@@ -124,7 +127,7 @@ class AntsSyn:
                 flow_sigma=self.flow_variance,
                 total_sigma=self.total_variance,
             )
-            return Outcome(read_displacement(found["fwdtransforms"], moving, grid))
+            return Outcome(composed(found["fwdtransforms"], moving, grid))
 
 
 @contextmanager
@@ -134,7 +137,7 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def read_displacement(transforms: list[str], like: Tensor, grid: Grid) -> Tensor:
+def composed(transforms: list[str], like: Tensor, grid: Grid) -> Tensor:
     """u in mm (1, 3, X, Y, Z) of a list of ANTs' transform files, as ANTs itself composes them."""
     image = to_ants(like, grid)
     whole = ants.apply_transforms(
@@ -148,23 +151,6 @@ def to_ants(image: Tensor, grid: Grid) -> ants.ANTsImage:
     """The image in the grid's own coordinates: its world is our millimetres about the centre."""
     return ants.from_numpy(
         image[0, 0].cpu().numpy().astype(np.float32),
-        origin=[-(n - 1) / 2 * s for n, s in zip(grid.shape, grid.spacing, strict=True)],
+        origin=grid.affine[:3, 3].tolist(),
         spacing=list(grid.spacing),
     )
-
-
-def read_rigid(path: str) -> Tensor:
-    """The homogeneous matrix (float64) of an ITK matrix-offset transform: A (x - c) + t + c."""
-    transform = ants.read_transform(path)
-    parameters = np.asarray(transform.parameters, dtype=np.float64)
-    centre = np.asarray(transform.fixed_parameters, dtype=np.float64)
-    matrix = np.eye(4)
-    if parameters.size == 6:
-        # Euler3DTransform has ITK's own order of angles, so let it tell the points.
-        basis = np.vstack([np.zeros(3), np.eye(3)])
-        image = np.array([transform.apply_to_point(tuple(p)) for p in basis])
-        matrix[:3, :3], matrix[:3, 3] = (image[1:] - image[0]).T, image[0]
-    else:
-        matrix[:3, :3] = parameters[:9].reshape(3, 3)
-        matrix[:3, 3] = parameters[9:] + centre - matrix[:3, :3] @ centre
-    return torch.from_numpy(matrix)

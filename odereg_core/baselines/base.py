@@ -12,7 +12,8 @@ from odereg_core.grid import Grid
 
 @dataclass(frozen=True)
 class Outcome:
-    """u in mm (1, 3, X, Y, Z), and what else the method has to say."""
+    """u in mm (1, 3, X, Y, Z), and what else the method has to say: theta (1, 6) of a rigid map in
+    rad and mm, evaluations of f."""
 
     displacement: Tensor
     theta: Tensor | None = None

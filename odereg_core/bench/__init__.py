@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 
 import pandas as pd
-import torch
+
+from odereg_core.device import synchronise
 
 BENCHES = {"warp": "odereg_core.bench.warp", "ode": "odereg_core.bench.ode"}
 COLUMNS = ["measure", "value", "unit", "claim", "holds"]
@@ -35,18 +36,13 @@ def interleaved(
     What else the machine does then falls on all alike. The order turns round each time, and one
     repetition before the first does not count.
     """
-
-    def wait() -> None:
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
-
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for repetition in range(-1, repetitions):
         for name in list(works)[:: 1 if repetition % 2 else -1]:
-            wait()
+            synchronise(device)
             start = clock()
             works[name]()
-            wait()
+            synchronise(device)
             if repetition >= 0:
                 seconds[name].append(clock() - start)
     return seconds

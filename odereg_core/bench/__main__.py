@@ -8,9 +8,9 @@ import sys
 import torch
 
 from odereg_core.bench import BENCHES, load
+from odereg_core.device import choose_device
 from odereg_core.errors import InputError
-from odereg_core.files import provenance
-from odereg_core.registration import choose_device
+from odereg_core.files import library_versions, provenance
 
 
 def main() -> int:
@@ -35,8 +35,8 @@ def main() -> int:
         print(shown.to_string(index=False, float_format=lambda v: f"{v:.4g}"), flush=True)
         failed += [f"{name}: {measure}" for measure in table.measure[table.holds.eq(False)]]
     facts = provenance(device)
-    libraries = ", ".join(f"{k} {v}" for k, v in facts["libraries"].items() if v)
-    print(f"\n{facts['device']}, {facts['platform']}, Python {facts['python']}, {libraries}")
+    print(f"\n{facts['device']}, {facts['platform']}, Python {facts['python']}")
+    print(library_versions(facts))
     print(f"odereg_core {facts['odereg_core']}, commit {facts['commit'] or 'unknown'}")
     for measure in failed:
         print(f"does not hold: {measure}", file=sys.stderr)

@@ -23,8 +23,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from odereg_core.cohort import Cohort
+from odereg_core.device import device_name
 from odereg_core.errors import InputError
-from odereg_core.files import device_name
 from odereg_core.pairs import pair_keys, simulate
 from odereg_core.registration import load_cascade
 
@@ -67,7 +67,7 @@ def maps(folder: Path, count: int, case: Case, seed: int = 7) -> dict[str, list[
         cohort.expect(model.grid, "demo")  # whose weights are shipped
         found[name] = []
         for key in pair_keys(cohort.names("test"), cohort.contrasts, task, count, seed):
-            pair = simulate(cohort, cohort.load(key.subject), key, seed)
+            pair = simulate(cohort, key, seed)
             images = (image.to(case.dtype) for image in (pair.moving, pair.fixed))
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=case.bfloat16):
                 u = model(*images).displacement()

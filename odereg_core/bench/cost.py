@@ -22,11 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from odereg_core.cohort import CONTRASTS, Subject
+from odereg_core.device import choose_device, device_name, synchronise
 from odereg_core.errors import InputError
-from odereg_core.files import device_name
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
-from odereg_core.registration import choose_device
 from odereg_core.similarity import content_similarity
 from odereg_core.train.baselines import BaselineTrainer
 from odereg_core.train.gan import GanTrainer
@@ -57,14 +56,12 @@ def measured(work: Callable[[int], object], count: int, device: str) -> tuple[fl
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    for number in range(count + 1):
-        if number == 1:
-            if cuda:
-                torch.cuda.synchronize(device)
-            start = time.perf_counter()
+    work(0)
+    synchronise(device)
+    start = time.perf_counter()
+    for number in range(1, count + 1):
         work(number)
-    if cuda:
-        torch.cuda.synchronize(device)
+    synchronise(device)
     seconds = (time.perf_counter() - start) / count
     if cuda:
         return seconds, torch.cuda.max_memory_allocated(device) / 2**30

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from odereg_core.bench import COLUMNS, interleaved, ratio
 from odereg_core.grid import Grid
-from odereg_core.msodenet import MSODENet, _Dynamics, pyramid
+from odereg_core.msodenet import Dynamics, MSODENet, pyramid
 from odereg_core.ode import integrate
 from odereg_core.ode.integrate import Adjoint
 
@@ -108,7 +108,7 @@ class TrainingStep:
 
     def __init__(self, shape: Shape, device: str):
         net = model(shape, ["F(1)"], device)
-        self.f = _Dynamics(net.networks[0], net.transform, net.grids[0])
+        self.f = Dynamics(net.networks[0], net.transform, net.grids[0])
         self.theta = net.transform.identity(1, net.grids[0], device)
         self.images = images(net.grids[0], device)
 
@@ -164,7 +164,7 @@ def inference_times(
     segments = net(moving, fixed).segments
     levels = list(zip(pyramid(moving, net.scales), pyramid(fixed, net.scales), strict=True))
     fs = [
-        _Dynamics(network, net.transform, grid)
+        Dynamics(network, net.transform, grid)
         for network, grid in zip(net.networks, net.grids, strict=True)
     ]
     states = [segment.theta / net.transform.unit(segment.theta) for segment in segments]

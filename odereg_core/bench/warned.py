@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-import numpy as np
 import pandas as pd
 import torch
 from nibabel.orientations import axcodes2ornt
@@ -18,20 +17,17 @@ from tqdm.auto import tqdm
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.grid import Grid
-from odereg_core.metrics import rmse_phi
 from odereg_core.pairs import pair_keys, simulate
 from odereg_core.registration import register
 from odereg_core.volume import Volume
 
-TRANSFORMS = {"rigid": "rigid", "deformable": "bspline", "hybrid": "rigid+bspline"}
+REGISTERED_WITH = {"rigid": "rigid", "deformable": "bspline", "hybrid": "rigid+bspline"}
 """What each task is registered with."""
 
 
 def volume(image: Tensor, grid: Grid, name: str) -> Volume:
     """An image (1, 1, X, Y, Z) as a scan whose world has its origin at the grid's centre."""
-    affine = np.diag([*grid.spacing, 1.0])
-    affine[:3, 3] = -(np.array(grid.shape) - 1) / 2 * grid.spacing
-    return Volume(image[0, 0].numpy(), affine, axcodes2ornt("RAS"), name)
+    return Volume(image[0, 0].numpy(), grid.affine, axcodes2ornt("RAS"), name)
 
 
 def warned(cohort: Cohort, task: str, count: int, seed: int = 7, refine: int = 0) -> pd.DataFrame:
@@ -40,11 +36,11 @@ def warned(cohort: Cohort, task: str, count: int, seed: int = 7, refine: int = 0
     rows = []
     keys = pair_keys(cohort.names("test"), cohort.contrasts, task, count)
     for key in tqdm(keys, desc="pairs", unit="pair", mininterval=2.0):
-        pair = simulate(cohort, cohort.load(key.subject), key, seed)
+        pair = simulate(cohort, key, seed)
         scans = (volume(pair.moving, pair.grid, "moving"), volume(pair.fixed, pair.grid, "fixed"))
-        found = register(*scans, TRANSFORMS[task], refine=refine)
+        found = register(*scans, REGISTERED_WITH[task], refine=refine)
         u = torch.from_numpy(found.displacement)[None]
-        error = float(rmse_phi(u, pair.displacement, pair.brain))
+        error = pair.error_mm(u)
         lost, said = error >= 2 * max(pair.grid.spacing), " ".join(found.report["warnings"])
         rows.append((key.subject, key.moving, key.fixed, error, lost, said))
     columns = ["subject", "moving", "fixed", "rmse_phi_mm", "lost", "warnings"]
@@ -58,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("cohort", help="a prepared cohort")
-    parser.add_argument("--task", choices=TRANSFORMS, default="rigid")
+    parser.add_argument("--task", choices=REGISTERED_WITH, default="rigid")
     parser.add_argument("--pairs", type=int, default=0, help="0: all")
     parser.add_argument("--refine", type=int, default=0, help="steps of direct optimisation")
     options = parser.parse_args(argv)

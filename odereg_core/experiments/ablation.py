@@ -46,11 +46,6 @@ def _data() -> dict[str, Any]:
     return yaml.safe_load(text)
 
 
-def figures() -> dict[str, str]:
-    """The figures whose models are trained, and their titles."""
-    return {name: figure["title"] for name, figure in _data()["figures"].items()}
-
-
 def variants(figure: str | None = None) -> Iterator[Variant]:
     """All variants, or a figure's, in the order they are drawn in."""
     for name, shared in _data()["figures"].items():

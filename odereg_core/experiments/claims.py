@@ -17,7 +17,7 @@ from pandas.io.formats.style import Styler
 
 from odereg_core.experiments.ablation import BEYOND, OWN_ENCODER, variants
 from odereg_core.experiments.methods import METHODS
-from odereg_core.experiments.tables import OURS, TASKS
+from odereg_core.experiments.tables import TASKS
 
 Outcome = Literal["holds", "fails", "not measured"]
 CLASSICAL = ("ANTs", "ANTs+I2I")
@@ -101,8 +101,8 @@ def _block(table: pd.DataFrame, task: str) -> pd.DataFrame:
 
 def _papers(task: str, ours: bool) -> list[str]:
     """Of a task's rows in the paper its own, or the others; no claim is about ours beyond them."""
-    rows = [m.name for m in METHODS.values() if m.in_paper and task in (TASKS[t] for t in m.tasks)]
-    return [name for name in dict.fromkeys(rows) if name.startswith(OURS) == ours]
+    rows = [m for m in METHODS.values() if m.in_paper and task in (TASKS[t] for t in m.tasks)]
+    return [row.name for row in rows if row.ours == ours]
 
 
 def _of(

@@ -15,9 +15,9 @@ from torch import Tensor
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.experiments.methods import METHODS
-from odereg_core.metrics import rmse_phi
 from odereg_core.pairs import Pair, PairKey, simulate
 from odereg_core.warp import warp
+from odereg_core.weights import weights_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Comparison:
 
     def error_mm(self, name: str) -> float:
         """A method's RMSE(phi) in mm."""
-        return float(rmse_phi(self.displacements[name], self.pair.displacement, self.pair.brain))
+        return self.pair.error_mm(self.displacements[name])
 
     @cached_property
     def spread(self) -> np.ndarray:
@@ -64,16 +64,14 @@ def compared(task: str, models: Path) -> list[str]:
     return [
         name
         for name, method in rows.items()
-        if all((models / f"{model}.safetensors").exists() for model in method.models)
+        if all(weights_of(models, model).exists() for model in method.models)
     ]
 
 
 @torch.no_grad()
-def compare(
-    cohort: Cohort, models: Path, key: PairKey, seed: int, methods: list[str] | None = None
-) -> Comparison:
+def compare(cohort: Cohort, models: Path, key: PairKey, seed: int) -> Comparison:
     """Register one simulated pair by every compared method of its task whose weights lie in
-    `models` (or by those named), on the CPU.
+    `models`, on the CPU.
 
     Raises InputError where the cohort has no such subject or contrast, or a model is missing.
     """
@@ -84,9 +82,9 @@ def compare(
     ):
         if name not in known:
             raise InputError(f"{cohort.folder}: no {what} '{name}'; there are {', '.join(known)}")
-    pair = simulate(cohort, cohort.load(key.subject), key, seed)
+    pair = simulate(cohort, key, seed)
     found = {}
-    for name in methods or compared(key.task, models):
+    for name in compared(key.task, models):
         register = METHODS[name].load(models, "cpu")
         outcome = register(pair.moving, pair.fixed, pair.grid, (pair.key.moving, pair.key.fixed))
         found[METHODS[name].name] = outcome.displacement.float()

@@ -15,7 +15,7 @@ from odereg_core.networks.disentangle import Disentangler
 from odereg_core.pairs import PairKey
 from odereg_core.profiles import Profile
 from odereg_core.similarity import Mind, MutualInformation, Similarity, content_similarity
-from odereg_core.weights import load_model
+from odereg_core.weights import load_model, weights_of
 
 
 def encoders_of(profile: Profile, models: Path) -> dict[str, Disentangler]:
@@ -23,7 +23,7 @@ def encoders_of(profile: Profile, models: Path) -> dict[str, Disentangler]:
     for the one that is used, `, 1 slice` for one that sees single slices."""
     found = {}
     for name in profile.encoders:
-        if (path := models / f"{name}.safetensors").exists():
+        if (path := weights_of(models, name)).exists():
             encoder = load_model(path, kind=Disentangler)
             found["" if name == "encoder" else f", {encoder.slices} slice"] = encoder
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,12 +13,25 @@ from tqdm.auto import tqdm
 from odereg_core import metrics
 from odereg_core.baselines.base import Outcome, Register
 from odereg_core.cohort import INDEX, Cohort
+from odereg_core.device import synchronise
 from odereg_core.errors import InputError
-from odereg_core.experiments.methods import METHODS, Method, weights_of
-from odereg_core.files import atomic, code, commit, digest, provenance, read_json, write_json
+from odereg_core.experiments.methods import METHODS, Method
+from odereg_core.files import (
+    atomic,
+    code,
+    commit,
+    digest,
+    provenance,
+    read_json,
+    sha256,
+    write_json,
+)
+from odereg_core.motion import MOTIONS
 from odereg_core.ode import SolverError
 from odereg_core.pairs import Pair, PairKey, pair_keys, simulate
+from odereg_core.profiles import Profile
 from odereg_core.warp import warp
+from odereg_core.weights import weights_of
 
 COLUMNS = [
     "task", "subject", "moving", "fixed", "method", "dice", "rmse_x", "rmse_phi_mm",
@@ -30,13 +43,13 @@ COLUMNS = [
 def score(pair: Pair, displacement: torch.Tensor) -> dict[str, float | None]:
     """The measures of section 3.1 for one registered pair, and those that the paper lacks.
 
-    Dice and the Hausdorff distance are None without a tumour mask; the latter is NaN where the
-    carried or the true tumour lies outside the field of view.
+    Dice and the Hausdorff distance are None without a true tumour in the field of view; the latter
+    is NaN where the carried one lies outside of it.
     """
     grid, brain = pair.grid, pair.brain
     warped = warp(pair.moving, displacement, grid)
     dice = hausdorff = None
-    if pair.moving_tumour is not None and pair.true_tumour is not None:
+    if pair.moving_tumour is not None and pair.true_tumour is not None and pair.true_tumour.any():
         carried = warp(pair.moving_tumour.float(), displacement, grid, mode="nearest") > 0.5
         dice = float(metrics.dice(carried, pair.true_tumour))
         hausdorff = float(metrics.hausdorff95(carried, pair.true_tumour, grid))
@@ -55,7 +68,9 @@ def score(pair: Pair, displacement: torch.Tensor) -> dict[str, float | None]:
 
 
 def row(method: str, task: str) -> Method:
-    """A row of Table 1. Raises InputError where there is none of that name for the task."""
+    """A row of Table 1. Raises InputError where there is no such task, or no such method for it."""
+    if task not in MOTIONS:
+        raise InputError(f"no task '{task}'; there are: {', '.join(MOTIONS)}")
     if method not in METHODS or task not in METHODS[method].tasks:
         known = ", ".join(f"{k} ({', '.join(m.tasks)})" for k, m in METHODS.items())
         raise InputError(f"no method '{method}' for the task '{task}'; there are: {known}")
@@ -71,8 +86,6 @@ def evaluate(
     count: int = 0,
     seed: int = 7,
     device: str = "cpu",
-    split: str = "test",
-    keys: list[PairKey] | None = None,
     kept: Path | None = None,
 ) -> pd.DataFrame:
     """Run one method on a task's pairs (a sample of `count`, 0 for all) and score each.
@@ -83,12 +96,60 @@ def evaluate(
     """
     found = row(method, task)
     register = found.load(models, device)
-    keys = keys or pair_keys(cohort.names(split), cohort.contrasts, task, count, seed)
+    keys = pair_keys(cohort.names("test"), cohort.contrasts, task, count, seed)
     if not keys:
-        raise InputError(f"{cohort.folder}: no subject is for '{split}'")
+        raise InputError(f"{cohort.folder}: no subject is for 'test'")
     weights = [weights_of(models, name) for name in found.models]
     of = digest([*weights, cohort.folder / INDEX], code(), method, task, keys, seed, device)
     return measured(register, method, cohort, keys, seed, device, kept, of)
+
+
+def evaluate_all(
+    methods: Sequence[str],
+    task: str,
+    profile: Profile,
+    cohort: Cohort,
+    models: Path,
+    out: Path,
+    count: int | None = None,
+    device: str = "cpu",
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """`evaluate` each method, as a profile says or on `count` pairs (0 for all), into
+    `out`/METHOD.csv with its provenance beside it. Goes on where it stopped.
+
+    Raises InputError for a method that there is not before the first runs.
+    """
+    rows = {method: row(method, task) for method in methods}
+    cohort.expect(profile.working_grid, profile.name)
+    settings = profile.evaluation
+    kept = {method: out / f".{method}.kept.json" for method in rows}
+    for method, found in rows.items():
+        table = evaluate(
+            method,
+            task,
+            cohort,
+            models,
+            count=settings.pairs if count is None else count,
+            seed=settings.seed,
+            device=device,
+            kept=kept[method],
+        )
+        write_results(
+            table,
+            out / f"{method}.csv",
+            device,
+            profile=profile.name,
+            task=task,
+            method=method,
+            seed=settings.seed,
+            voxel_mm=cohort.grid.spacing[0],
+            weights={name: sha256(weights_of(models, name)) for name in found.models},
+            pairs=len(table),
+            cohort=cohort.settings,
+        )
+        yield method, table
+    for path in kept.values():  # only now: a run that is cut short has no row to repeat
+        path.unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -105,11 +166,10 @@ def measured(
     """What `evaluate` returns, of any way to register, called `name`; `of` names all that the pairs
     in the file `kept` depend on. A pair whose solve does not end is left as it was."""
     commit()
-    rows = _done(kept, of)
-    subject, warm = None, False
+    rows, warm = _done(kept, of), False
 
     def timed(pair: Pair) -> tuple[float, Outcome]:
-        _wait(device)
+        synchronise(device)
         start = time.perf_counter()
         try:
             contrasts = pair.key.moving, pair.key.fixed
@@ -118,7 +178,7 @@ def measured(
             tqdm.write(f"{pair.key}: {error}")
             outcome = Outcome(torch.zeros(1, 3, *pair.grid.shape, device=device))
         warp(pair.moving, outcome.displacement.to(pair.moving), pair.grid)
-        _wait(device)
+        synchronise(device)
         return time.perf_counter() - start, outcome
 
     for key in tqdm(
@@ -129,9 +189,7 @@ def measured(
         unit="pair",
         mininterval=2.0,
     ):
-        if subject is None or subject.name != key.subject:
-            subject = cohort.load(key.subject)
-        pair = simulate(cohort, subject, key, seed).to(device)
+        pair = simulate(cohort, key, seed).to(device)
         if not warm:
             timed(pair)
             warm = True
@@ -153,21 +211,19 @@ def _done(kept: Path | None, of: str) -> list[dict]:
     return content["rows"] if content.get("of") == of else []
 
 
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
 def write_results(table: pd.DataFrame, path: Path, device: str = "cpu", **facts: object) -> None:
     """The table as CSV and, beside it, where its numbers come from as JSON."""
-    write_table(table, path)
-    write_json(path.with_suffix(".json"), {**facts, **provenance(device)})
+    write_table(table, path, {**facts, **provenance(device)})
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """A CSV file, whole or not at all."""
+def write_table(table: pd.DataFrame, path: Path, facts: Mapping[str, object]) -> None:
+    """A CSV file, whole or not at all, and `facts` beside it. Raises InputError where the table's
+    own name is the facts'."""
+    if path.suffix == ".json":
+        raise InputError(f"{path}: the table's provenance goes there; call the table .csv")
     with atomic(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
+    write_json(path.with_suffix(".json"), facts)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -183,6 +239,14 @@ def read_results(path: Path) -> pd.DataFrame:
     table = read_table(path)
     if missing := [c for c in COLUMNS if c not in table.columns]:
         raise InputError(f"{path}: not a results table, it lacks the column '{missing[0]}'")
+    if table.empty or table["rmse_phi_mm"].isna().any():
+        raise InputError(f"{path}: not a results table, a pair in it has no RMSE(phi)")
+    for column in COLUMNS[5:]:
+        if not pd.api.types.is_numeric_dtype(table[column]):
+            raise InputError(f"{path}: the column '{column}' holds more than numbers")
+    for column, known in (("task", MOTIONS), ("method", METHODS)):
+        if unknown := sorted(set(table[column].astype(str)) - set(known)):
+            raise InputError(f"{path}: no {column} is called '{unknown[0]}'")
     return table
 
 
@@ -190,10 +254,12 @@ def voxel_mm(path: Path) -> float:
     """The voxel size of all rows of a merged table, from the JSON beside it. Raises InputError
     where they have none, or several."""
     facts = path.with_suffix(".json")
-    sizes = {row.get("voxel_mm") for row in read_json(facts).values() if isinstance(row, dict)}
-    if len(sizes) != 1 or None in sizes:
+    rows = [row for row in read_json(facts).values() if isinstance(row, dict)]
+    sizes = {size for row in rows if isinstance(size := row.get("voxel_mm"), int | float | None)}
+    size = next(iter(sizes)) if len(sizes) == 1 else None
+    if not isinstance(size, int | float):
         raise InputError(f"{facts}: its rows are not of one size of voxels")
-    return float(sizes.pop())
+    return float(size)
 
 
 def merged_facts(*places: Path) -> dict[str, dict]:
@@ -203,8 +269,13 @@ def merged_facts(*places: Path) -> dict[str, dict]:
 
 def merge(*places: Path) -> pd.DataFrame:
     """Tables `<task>/<method>.csv` as one: those named, and all below a folder that is named.
-    Raises InputError for a folder without."""
-    return pd.concat([read_results(path) for path in _tables(places)], ignore_index=True)
+    Raises InputError for a folder without, and for a pair that a method has twice."""
+    table = pd.concat([read_results(path) for path in _tables(places)], ignore_index=True)
+    twice = table[table.duplicated(COLUMNS[:5])]
+    if not twice.empty:
+        line = " ".join(twice.iloc[0][["task", "method", "subject", "moving", "fixed"]])
+        raise InputError(f"{', '.join(map(str, places))}: this pair is there twice: {line}")
+    return table
 
 
 def _tables(places: Iterable[Path]) -> list[Path]:

@@ -34,7 +34,6 @@ def landscape(
     measures: Mapping[str, Similarity],
     cohort: Cohort,
     keys: Sequence[PairKey],
-    ways: Sequence[str] = tuple(WAYS),
     device: str = "cpu",
 ) -> pd.DataFrame:
     """Each measure at each offset of each pair: columns COLUMNS, offset (° or mm), measure, value.
@@ -43,21 +42,17 @@ def landscape(
     Both images are first moved by the same few degrees and mm, so that both are interpolated at
     alignment and neither gains by lying on the voxels.
     """
-    grid, rigid, rows = cohort.grid, Rigid(), []
-    index = {contrast: i for i, contrast in enumerate(cohort.contrasts)}
+    grid, index, rigid, rows = cohort.grid, cohort.contrasts.index, Rigid(), []
     small = Motion(rotation_deg=4.0, translation_mm=2.0)
-    subject = None
     for place, key in enumerate(tqdm(keys, desc="landscape", unit="pair", mininterval=2.0)):
-        if subject is None or subject.name != key.subject:
-            subject = cohort.load(key.subject)
+        subject = cohort.load(key.subject)
         rng = pair_generator(0, "landscape", key.subject, key.moving, key.fixed)
         base = rigid.matrix(small.draw(rng, grid).theta)
         moving, reference = (
-            subject.images[index[c]][None, None].to(device) for c in (key.moving, key.fixed)
+            subject.images[index(c)][None, None].to(device) for c in (key.moving, key.fixed)
         )
         fixed = _moved(reference, base, grid)
-        for way in ways:
-            offsets, unit, begin = WAYS[way]
+        for way, (offsets, unit, begin) in WAYS.items():
             axis = (place + place // 3) % 3
             for offset in sorted({sign * o for o in offsets for sign in (-1, 1)}):
                 theta = torch.zeros(1, 6)
@@ -121,6 +116,6 @@ def summary(found: pd.DataFrame, voxel_mm: float) -> pd.DataFrame:
     )
 
 
-def landscape_keys(cohort: Cohort, count: int = 0, seed: int = 0) -> list[PairKey]:
+def landscape_keys(cohort: Cohort, count: int = 0) -> list[PairKey]:
     """Test pairs to look at: all ordered contrast pairs, or a sample of `count`."""
-    return pair_keys(cohort.names("test"), cohort.contrasts, "rigid", count, seed)
+    return pair_keys(cohort.names("test"), cohort.contrasts, "rigid", count)

@@ -22,7 +22,7 @@ from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
 from odereg_core.optimise import refine
 from odereg_core.registration import load_cascade
-from odereg_core.weights import Model, load_content, load_model
+from odereg_core.weights import Model, load_content, load_model, weights_of
 
 Load = Callable[[Path, str], Register]
 
@@ -41,17 +41,17 @@ class Method:
     models: tuple[str, ...] = ()
     in_paper: bool = True
 
+    @property
+    def ours(self) -> bool:
+        """Whether it is what the paper proposes."""
+        return self.in_paper and self.name.startswith("MS-ODENet")
+
 
 def _nothing(models: Path, device: str) -> Register:
     def register(moving: Tensor, fixed: Tensor, grid: Grid, contrasts: tuple[str, str]) -> Outcome:
         return Outcome(torch.zeros(1, 3, *grid.shape, device=moving.device))
 
     return register
-
-
-def weights_of(models: Path, name: str) -> Path:
-    """The weights file of a model in a folder of models."""
-    return models / f"{name}.safetensors"
 
 
 def _model(models: Path, name: str, device: str, kind: type[Model]) -> Model:

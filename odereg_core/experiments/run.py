@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-from torch import Tensor
 
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
@@ -14,20 +13,14 @@ from odereg_core.experiments.encoders import encoders_of
 from odereg_core.experiments.evaluate import read_results
 from odereg_core.experiments.kept import Results, find, find_kept, place
 from odereg_core.experiments.tables import in_order
-from odereg_core.files import provenance, read_json
-from odereg_core.metrics import rmse_phi
+from odereg_core.files import library_versions, provenance, read_json
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.pairs import Pair, pair_keys, simulate
 from odereg_core.profiles import Profile, load_profile
-from odereg_core.weights import load_model
+from odereg_core.weights import load_model, weights_of
 
 pd.set_option("display.max_colwidth", None)  # a page wraps what is long
-
-
-def error_mm(u: Tensor, pair: Pair) -> float:
-    """RMSE(phi) of a displacement over the pair's brain."""
-    return float(rmse_phi(u, pair.displacement, pair.brain))
 
 
 class Run:
@@ -50,15 +43,15 @@ class Run:
         """A sample of a task's test pairs, as evaluation simulates them."""
         cohort, seed = self.cohort, self.profile.evaluation.seed
         keys = pair_keys(cohort.names("test"), cohort.contrasts, task, count, seed)
-        return [simulate(cohort, cohort.load(key.subject), key, seed) for key in keys]
+        return [simulate(cohort, key, seed) for key in keys]
 
     def model(self, name: str) -> MSODENet:
         """A trained model of this run, on the CPU."""
-        return load_model(self.folder / "models" / f"{name}.safetensors")
+        return load_model(weights_of(self.folder / "models", name))
 
     def encoder(self, name: str = "encoder") -> Disentangler:
         """A trained encoder of this run, with its style encoder and generator, on the CPU."""
-        return load_model(self.folder / "models" / f"{name}.safetensors", kind=Disentangler)
+        return load_model(weights_of(self.folder / "models", name), kind=Disentangler)
 
     def encoders(self) -> dict[str, Disentangler]:
         """All encoders of this run; see `encoders_of`."""
@@ -122,14 +115,13 @@ class Run:
         facts = provenance()
         seeds = f"cohort {self.cohort.settings['source'].get('seed', '-')}"
         seeds += f", split {self.profile.split.seed}, evaluation {self.profile.evaluation.seed}"
-        libraries = ", ".join(f"{k} {v}" for k, v in facts["libraries"].items() if v)
         return pd.Series(
             {
                 "profile": self.profile.name,
                 "seeds": seeds,
                 "code": f"{facts['odereg_core']} (commit {facts['commit'] or 'unknown'})",
                 "device": facts["device"],
-                "libraries": libraries,
+                "libraries": library_versions(facts),
             },
             name="provenance",
         )

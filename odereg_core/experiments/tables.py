@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import yaml
 from pandas.io.formats.style import Styler
+from statsmodels.stats.multitest import multipletests
 
 from odereg_core.experiments.methods import METHODS
-from odereg_core.experiments.statistics import holm, interval, paired_p
+from odereg_core.experiments.statistics import interval, paired_p
 from odereg_core.files import atomic
 
 TASKS = {"rigid": "rigid", "deformable": "deformable", "hybrid": "rigid+deformable"}
@@ -22,8 +23,6 @@ MEASURES = {  # the column of the results, its factor, and its head in Table 1
     "rmse_phi_mm": (1, "RMSE(φ) / mm"),
     "seconds": (1, "Time / s"),
 }
-OURS = "MS-ODENet"
-"""What the names of the paper's own rows start with."""
 BEYOND = {  # what the paper's table lacks, and its head here
     "interval": "RMSE(φ), 95 % interval",
     "median": "RMSE(φ), median",
@@ -86,21 +85,21 @@ def against_best(block: pd.DataFrame) -> dict[str, float]:
     """Of one task's results: the corrected p of its best MS-ODENet, by mean RMSE(phi), against each
     other row of the paper. Empty where there is no MS-ODENet."""
     by_method = {str(m): rows for m, rows in block.groupby("method") if METHODS[str(m)].in_paper}
-    ours = [m for m in by_method if METHODS[m].name.startswith(OURS)]
+    ours = [m for m in by_method if METHODS[m].ours]
     if not ours:
         return {}
     best = min(ours, key=lambda m: by_method[m]["rmse_phi_mm"].mean())
     others = [m for m in by_method if m != best]
     p = [paired_p(by_method[best], by_method[m]) for m in others]
-    return dict(zip(others, holm(p).tolist(), strict=True))
+    _, corrected, *_ = multipletests(p, method="holm")
+    return {method: float(value) for method, value in zip(others, corrected, strict=True)}
 
 
-def table1(results: pd.DataFrame, voxel_mm: float) -> pd.DataFrame:
-    """Table 1's rows as strings, ours and the paper's; rows that this run has not say so."""
-    ours, paper = summary(results, voxel_mm), paper_table()
-    lines = {}
-    for key in _order(ours, paper):
-        here = ours.loc[key] if key in ours.index else None
+def table1(numbers: pd.DataFrame) -> pd.DataFrame:
+    """Table 1's rows as strings: of a `summary`, and the paper's; rows that it has not say so."""
+    paper, lines = paper_table(), {}
+    for key in _order(numbers, paper):
+        here = numbers.loc[key] if key in numbers.index else None
         line: dict = {}
         for measure, (_, head) in MEASURES.items():
             line[head, "here"] = "missing" if here is None else _cell(here[measure])
@@ -156,12 +155,13 @@ def best_of_blocks(means: pd.DataFrame) -> pd.DataFrame:
     return signed.eq(signed.groupby(level="task").transform("min")) & signed.notna()
 
 
-def styled(results: pd.DataFrame, voxel_mm: float, uuid: str = "table1") -> Styler:
-    """`table1` with the best of each block in bold, in this run's columns and in the paper's."""
-    table = table1(results, voxel_mm)
+def styled(numbers: pd.DataFrame, uuid: str = "table1") -> Styler:
+    """`table1` of a `summary` with the best of each block in bold, in this run's columns and in the
+    paper's."""
+    table = table1(numbers)
     bold = pd.DataFrame("", index=table.index, columns=table.columns)
-    for where, numbers in (("here", summary(results, voxel_mm)), ("paper", paper_table())):
-        means = numbers.xs("mean", axis=1, level=1)
+    for where, found in (("here", numbers), ("paper", paper_table())):
+        means = found.xs("mean", axis=1, level=1)
         best = best_of_blocks(means).reindex(table.index, fill_value=False)
         for measure, (_, head) in MEASURES.items():
             bold.loc[best[measure], (head, where)] = "font-weight: bold"
@@ -210,7 +210,7 @@ def write_table1(results: pd.DataFrame, voxel_mm: float, folder: Path) -> None:
     rows = _order(numbers, paper)
     whole = numbers.reindex(rows).join(paper.reindex(rows))
     whole.columns = ["_".join(filter(None, column)) for column in whole.columns]
-    printed = styled(results, voxel_mm)
+    printed = styled(numbers)
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Table 1</title>\n'
     texts = {
         "table1.csv": whole.rename(columns={"success_%": "success_percent"}).to_csv(

@@ -41,14 +41,12 @@ def translation_errors(
     subject are aligned, so the true image is known. The GAN's and the histogram's target is the
     true image's own style, as a registration has it at hand in the fixed image.
     """
-    index = {contrast: i for i, contrast in enumerate(cohort.contrasts)}
-    rows, subject = [], None
+    rows, index = [], cohort.contrasts.index
     for key in tqdm(keys, desc="translation", unit="pair", mininterval=2.0):
-        if subject is None or subject.name != key.subject:
-            subject = cohort.load(key.subject)
-        moving, true = (subject.images[index[c]] for c in (key.moving, key.fixed))
+        subject = cohort.load(key.subject)
+        moving, true = (subject.images[index(c)] for c in (key.moving, key.fixed))
         made = translate(
-            model, moving[None, None].to(device), index[key.fixed], true[None, None].to(device)
+            model, moving[None, None].to(device), index(key.fixed), true[None, None].to(device)
         )
         brain = subject.mask.numpy()
         for way, image in (

@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -105,6 +104,13 @@ def _panel(subject: Subject, grid: Grid) -> Any:
     return _following([*angles, strength, seed], draw, sliders)
 
 
+def _png(fig: Figure) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", bbox_inches="tight")
+    plt.close(fig)
+    return buffer.getvalue()
+
+
 def _following(controls: Sequence[Any], draw: Callable[[], Figure], head: Any = None) -> Any:
     """The controls above a picture that is drawn anew whenever one of them changes."""
     import ipywidgets as widgets
@@ -112,11 +118,7 @@ def _following(controls: Sequence[Any], draw: Callable[[], Figure], head: Any = 
     picture = widgets.Image(format="png")
 
     def redraw(_: object = None) -> None:
-        fig = draw()
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format="png", bbox_inches="tight")
-        plt.close(fig)
-        picture.value = buffer.getvalue()
+        picture.value = _png(draw())
 
     for control in controls:
         control.observe(redraw, "value")
@@ -245,9 +247,7 @@ def volume_explorer(subject: Subject, grid: Grid, contrast: int = 0) -> Any:
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"{subject.name}.nii.gz"
-        affine = np.diag([*grid.spacing, 1.0])
-        affine[:3, 3] = [-(n - 1) * s / 2 for n, s in zip(grid.shape, grid.spacing, strict=True)]
-        save_nifti(path, subject.images[contrast].numpy(), affine)
+        save_nifti(path, subject.images[contrast].numpy(), grid.affine)
         viewer = NiiVue(height=400, slice_type=SliceType.RENDER, crosshair_width=0)
         viewer.load_volumes([{"path": str(path), "cal_min": 0.1}])
         viewer.set_clip_plane(0.1, 270, 0)
@@ -279,11 +279,7 @@ def comparison_explorer(run: Run, task: str = "deformable", first: Comparison | 
     def redraw(_: object = None) -> None:
         if not shown:
             return
-        buffer = io.BytesIO()
-        fig = comparison_figure(shown, at=at.value)
-        fig.savefig(buffer, format="png", bbox_inches="tight")
-        plt.close(fig)
-        picture.value = buffer.getvalue()
+        picture.value = _png(comparison_figure(shown, at=at.value))
 
     def register(_: object = None) -> None:
         go.disabled, go.description = True, "registering"

@@ -144,7 +144,7 @@ class Critic(nn.Module):
             nn.Conv2d(4 * width, 1, 3, padding=1),
         )
 
-    def forward(self, x: Float[Tensor, "b c h w"], code: Code) -> Float[Tensor, b]:
+    def forward(self, x: Float[Tensor, "b c h w"], code: Code) -> Float[Tensor, " b"]:
         return self.layers(with_code(x, code)).mean((1, 2, 3))
 
 

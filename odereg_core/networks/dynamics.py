@@ -82,9 +82,10 @@ class RigidDynamics(nn.Module):
         self, grid: Grid, width: int = 16, hidden: int = 128, smallest: int = 5, seen: int = 0
     ):
         super().__init__()
-        self.look = None
+        self.look_grid = None
         if seen:
-            self.look = grid.coarsened(2 ** max(0, math.ceil(math.log2(max(grid.shape) / seen))))
+            coarser = max(0, math.ceil(math.log2(max(grid.shape) / seen)))
+            self.look_grid = grid.coarsened(2**coarser)
         halvings = max(0, math.ceil(math.log2(max(grid.shape) / smallest)))
         stems = max(0, halvings - 3)
         inputs = width if stems else 3
@@ -136,18 +137,18 @@ class RigidDynamics(nn.Module):
 
     def known(self, fixed: Image) -> Known:
         """The fixed image's descriptor, where f is told of it."""
-        return (look(averaged(fixed.float(), self.look)),) if self.look else ()
+        return (look(averaged(fixed.float(), self.look_grid)),) if self.look_grid else ()
 
     def forward(
         self, warped: Image, fixed: Image, t: Tensor, *known: Tensor
     ) -> Float[Tensor, "b 6"]:
         x = self.features(self.stem(with_time(warped, fixed, t))).flatten(1)
         x = torch.cat([x, t.to(x.dtype).expand(len(x), 1)], dim=1)
-        if self.look is None:
+        if self.look_grid is None:
             return self.head(x)
         (there,) = known or self.known(fixed)
-        here = look(averaged(warped.float(), self.look))
-        twist = newton_twist(here, there, shared(here, there), self.look)
+        here = look(averaged(warped.float(), self.look_grid))
+        twist = newton_twist(here, there, shared(here, there), self.look_grid)
         # In units of the range, none beyond it.
         step = (twist / Rigid().unit(twist)).clamp(-1, 1)
         own, share = self.head(torch.cat([x, step.to(x.dtype)], dim=1)).chunk(2, dim=1)
@@ -266,7 +267,9 @@ def _voxel(grid: Grid, range_mm: float) -> Float[Tensor, "3 1 1 1"]:
     return torch.tensor(grid.spacing)[:, None, None, None] / range_mm
 
 
-def _interpolation(points: Float[Tensor, n], voxels: Float[Tensor, m]) -> Float[Tensor, "n m"]:
+def _interpolation(
+    points: Float[Tensor, " n"], voxels: Float[Tensor, " m"]
+) -> Float[Tensor, "n m"]:
     """Weights of linear interpolation at points of an axis; beyond its ends the end counts."""
     spacing = float(voxels[1] - voxels[0])
     inside = points.clamp(float(voxels[0]), float(voxels[-1]))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from odereg_core.box import box_of, put_back
 from odereg_core.grid import Grid
 from odereg_core.precision import full_precision
-from odereg_core.transforms import Dense, compose
+from odereg_core.transforms import Dense, affine_after, compose
 from odereg_core.warp import warp
 
 Image = Float[Tensor, "b 1 x y z"]
@@ -24,6 +24,8 @@ Displacement = Float[Tensor, "b 3 x y z"]
 CHANNELS = (16, 32, 32, 32, 32, 32)
 CELL = 2
 """Voxels along an edge of what VoxelMorph's U-Net sees as one."""
+SMOOTH_MM = 24.0
+"""Sigma of the Gaussian over what a U-Net finds."""
 AFFINE_MM = 12.0
 """Of what the affine network sees as one voxel, on every grid that is not coarser."""
 
@@ -43,13 +45,6 @@ def smoothed(u: Displacement, sigma_mm: float, grid: Grid) -> Displacement:
     return F.interpolate(coarse, size=grid.shape, mode="trilinear")
 
 
-def cells(images: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c8 _x _y _z"]:
-    """Cells of `CELL` voxels an edge as voxels, and what lies in them as channels; pixel_unshuffle
-    of three axes. Sizes are multiples of `CELL`."""
-    split = images.unflatten(4, (-1, CELL)).unflatten(3, (-1, CELL)).unflatten(2, (-1, CELL))
-    return split.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
-
-
 class VoxelMorph(nn.Module):
     """VoxelMorph [5]: one U-Net, MONAI's, from both images to the displacement.
 
@@ -63,7 +58,7 @@ class VoxelMorph(nn.Module):
 
     FORMAT = "odereg-voxelmorph-3"
 
-    def __init__(self, smooth_mm: float = 24.0):
+    def __init__(self, smooth_mm: float = SMOOTH_MM):
         from monai.networks.nets.voxelmorph import VoxelMorphUNet
 
         super().__init__()
@@ -77,13 +72,16 @@ class VoxelMorph(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, moving: Image, fixed: Image, grid: Grid) -> Displacement:
+        from monai.networks.utils import pixelunshuffle
+
         both = torch.cat([moving, fixed], dim=1)
         at = box_of(both > 0)
         heads = both[..., *at]
         x, y, z = heads.shape[2:]
         rest = [(-n) % (CELL * 2 ** (len(CHANNELS) // 2)) for n in (z, y, x)]
         padded = F.pad(heads, [p for n in rest for p in (0, n)])
-        found = self.unet(cells(padded).contiguous(memory_format=torch.channels_last_3d))
+        cells = pixelunshuffle(padded, 3, CELL)
+        found = self.unet(cells.contiguous(memory_format=torch.channels_last_3d))
         i, j, k = (-(-n // CELL) for n in (x, y, z))
         coarse = Grid((i, j, k), tuple(CELL * h for h in grid.spacing))
         spacing = torch.tensor(grid.spacing, device=moving.device)[:, None, None, None]
@@ -129,16 +127,6 @@ class AffineRegression(nn.Module):
         return matrix, 20 * found[:, 9:]
 
 
-@full_precision
-def affine_after(
-    u: Displacement, matrix: Float[Tensor, "b 3 3"], offset: Float[Tensor, "b 3"], grid: Grid
-) -> Displacement:
-    """u in mm of the map p -> A (p + u(p)) + b."""
-    points = grid.points(u.device, u.dtype)
-    moved = torch.einsum("bij,bjxyz->bixyz", matrix, points + u)
-    return moved + offset[:, :, None, None, None] - points
-
-
 class Rcn(nn.Module):
     """Recursive cascaded networks [32]: an affine network, then `cascades` dense ones, each of
     which sees the moving image as warped so far.
@@ -148,7 +136,7 @@ class Rcn(nn.Module):
 
     FORMAT = "odereg-rcn-3"
 
-    def __init__(self, cascades: int = 2, smooth_mm: float = 24.0):
+    def __init__(self, cascades: int = 2, smooth_mm: float = SMOOTH_MM):
         super().__init__()
         self.affine = AffineRegression()
         self.dense = nn.ModuleList(VoxelMorph(smooth_mm) for _ in range(cascades))
@@ -163,10 +151,10 @@ class Rcn(nn.Module):
         inner = torch.zeros(len(moving), 3, *grid.shape, device=moving.device)
         parts: list[Displacement] = []
         for network in self.dense[:cascades]:
-            so_far = affine_after(inner, matrix, offset, grid)
+            so_far = affine_after(inner, grid, matrix, offset)
             parts.append(network(warp(moving, so_far, grid), fixed, grid))
             inner = compose(Dense(), inner, parts[-1], grid)
-        return affine_after(inner, matrix, offset, grid), matrix, parts
+        return affine_after(inner, grid, matrix, offset), matrix, parts
 
     def forward(self, moving: Image, fixed: Image, grid: Grid) -> Displacement:
         return self.stages(moving, fixed, grid)[0]

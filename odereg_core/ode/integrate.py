@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,6 @@ from odereg_core.ode.aca import Checkpointed
 from odereg_core.ode.heap import keep_freed_memory
 from odereg_core.ode.solver import Solver
 
-State = Any
-"""A tensor, or a tuple of tensors."""
 Adjoint = Literal["aca", "backprop", "adjoint"]
 
 
@@ -31,21 +29,21 @@ class Solution:
     `times` and `states`, where asked for, hold every accepted step's start, then the end.
     """
 
-    theta: State
+    theta: Tensor
     nfe: int
     accepted: int
     rejected: int
     times: list[float] = field(default_factory=list)
-    states: list[State] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
 
 
 class Recorder:
     """f with fixed further arguments, its evaluations counted and its steps watched."""
 
-    def __init__(self, f: Callable[..., State], args: tuple, budget: int, keep: bool, label: str):
+    def __init__(self, f: Callable[..., Tensor], args: tuple, budget: int, keep: bool, label: str):
         self.f, self.args, self.budget, self.keep, self.label = f, args, budget, keep, label
         self.nfe = self.accepted = self.rejected = 0
-        self.steps: list[tuple[float, float, State]] = []
+        self.steps: list[tuple[float, float, Tensor]] = []
         self.t: Tensor | float = math.nan
 
     def watch(self, adaptive: bool, sign: int) -> None:
@@ -58,30 +56,29 @@ class Recorder:
         else:  # a fixed grid calls back at the start of a step only, and accepts all of them
             self.callback_step = self.take
 
-    def __call__(self, t: Tensor, theta: State) -> State:
+    def __call__(self, t: Tensor, theta: Tensor) -> Tensor:
         self.nfe += 1
         if self.nfe > self.budget:
             self.fail(f"more than {self.budget} evaluations of f", t)
         return self.f(t, theta, *self.args)
 
-    def attempt(self, t: Tensor, theta: State, dt: Tensor) -> None:
+    def attempt(self, t: Tensor, theta: Tensor, dt: Tensor) -> None:
         self.t = t
 
-    def take(self, t: Tensor, theta: State, dt: Tensor) -> None:
+    def take(self, t: Tensor, theta: Tensor, dt: Tensor) -> None:
         self.check(theta, t)
         self.record(t, theta, dt)
 
-    def record(self, t: Tensor, theta: State, dt: Tensor) -> None:
+    def record(self, t: Tensor, theta: Tensor, dt: Tensor) -> None:
         self.accepted += 1
         if self.keep:
-            self.steps.append((float(t), self.sign * float(dt), _detached(theta)))
+            self.steps.append((float(t), self.sign * float(dt), theta.detach()))
 
-    def reject(self, t: Tensor, theta: State, dt: Tensor) -> None:
+    def reject(self, t: Tensor, theta: Tensor, dt: Tensor) -> None:
         self.rejected += 1
 
-    def check(self, theta: State, t: Tensor | float) -> None:
-        parts = theta if isinstance(theta, tuple) else (theta,)
-        if not all(torch.isfinite(part).all() for part in parts):
+    def check(self, theta: Tensor, t: Tensor | float) -> None:
+        if not torch.isfinite(theta).all():
             self.fail("theta is not finite", t)
 
     def fail(self, what: str, t: Tensor | float) -> NoReturn:
@@ -92,34 +89,29 @@ class Recorder:
         )
 
 
-def _detached(theta: State) -> State:
-    return tuple(p.detach() for p in theta) if isinstance(theta, tuple) else theta.detach()
-
-
 def integrate(
-    f: Callable[..., State],
-    theta0: State,
+    f: Callable[..., Tensor],
+    theta0: Tensor,
     t0: float,
     t1: float,
     *,
     solver: Solver | str,
     adjoint: Adjoint = "aca",
-    args: tuple = (),
+    args: tuple[Tensor, ...] = (),
     params: Iterable[Tensor] | None = None,
     trajectory: bool = False,
     budget: int = 1000,
     label: str = "solve",
 ) -> Solution:
-    """Solve d theta/dt = f(t, theta, *args) from theta0 at t0 to t1.
+    """Solve d theta/dt = f(t, theta, *args) from theta0, of any shape (B, ...), at t0 to t1.
 
     `solver`: `F(dt)`, `A(eps)` or another method of torchdiffeq (see `Solver.parse`).
     `adjoint`: how gradients are computed. `aca`, the adaptive checkpoint adjoint of Zhuang et
     al. [33], keeps the accepted states and replays one step at a time; `backprop` keeps the graph
     of every step; `adjoint` solves the adjoint ODE backwards (Chen et al. [10]).
 
-    Gradients reach theta0, the tensors of `args` (the images), and `params`: by default the
-    parameters of f where it is a module. Tensors that f closes over in another way must be
-    named in `params`.
+    Gradients reach theta0, `args` (the images), and `params`: by default the parameters of f where
+    it is a module. Tensors that f closes over in another way must be named in `params`.
 
     Raises SolverError, naming `label`, time and step, where the step underflows, f is evaluated
     more than `budget` times, or theta is no longer finite.
@@ -133,24 +125,22 @@ def integrate(
     recorder = Recorder(f, args, budget, trajectory or checkpoint, label)
     recorder.watch(solver.adaptive, 1 if t1 >= t0 else -1)
 
-    first = theta0 if isinstance(theta0, tuple) else (theta0,)
-    times = torch.tensor([t0, t1], dtype=torch.float64, device=first[0].device)
+    times = torch.tensor([t0, t1], dtype=torch.float64, device=theta0.device)
     if not solver.adaptive:
-        times = times.to(first[0].dtype)
+        times = times.to(theta0.dtype)
 
-    def solve(function: Callable[..., State] = odeint, **more: object) -> tuple[Tensor, ...]:
+    def solve(function: Callable[..., Tensor] = odeint, **more: object) -> Tensor:
         try:
-            path = function(recorder, theta0, times, **solver.arguments(t0, t1), **more)
+            return function(recorder, theta0, times, **solver.arguments(t0, t1), **more)[-1]
         except AssertionError as error:  # an underflow, or a state that is not finite
             recorder.fail(str(error).partition(":")[0], recorder.t)
-        return tuple(p[-1] for p in (path if isinstance(path, tuple) else (path,)))
 
     if checkpoint:
         with torch.no_grad():
             end = solve()
-        end = Checkpointed.attach(recorder, solver, end, first, args, params)
+        end = Checkpointed.attach(recorder, solver, end, theta0, args, params)
     elif adjoint == "adjoint" and torch.is_grad_enabled():
-        tensors = tuple(a for a in args if isinstance(a, Tensor) and a.requires_grad)
+        tensors = tuple(a for a in args if a.requires_grad)
         options = {k: v for k, v in solver.arguments(t0, t1)["options"].items() if k != "norm"}
         if solver.adaptive:  # for theta and its adjoint, not for the weights' integral
             options["norm"] = "seminorm"
@@ -161,9 +151,8 @@ def integrate(
         raise ValueError(f"adjoint is one of aca, backprop, adjoint, not {adjoint!r}")
 
     recorder.check(end, t1)
-    theta = end if isinstance(theta0, tuple) else end[0]
-    solution = Solution(theta, recorder.nfe, recorder.accepted, recorder.rejected)
+    solution = Solution(end, recorder.nfe, recorder.accepted, recorder.rejected)
     if trajectory:
         solution.times = [t for t, _, _ in recorder.steps] + [t1]
-        solution.states = [state for _, _, state in recorder.steps] + [_detached(theta)]
+        solution.states = [state for _, _, state in recorder.steps] + [end.detach()]
     return solution

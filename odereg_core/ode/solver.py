@@ -156,11 +156,7 @@ class Solver:
         return f"{short.get(self.method, self.method)}({self.value:g})"
 
 
-def _worst_sample(error: Tensor | tuple[Tensor, ...]) -> Tensor:
+def _worst_sample(error: Tensor) -> Tensor:
     """Root mean square an example, the largest of the batch: no example hides behind the others."""
-    parts = error if isinstance(error, tuple) else (error,)
-    worst = []
-    for part in parts:
-        rows = part.reshape(part.shape[0] if part.ndim else 1, -1)
-        worst.append(torch.linalg.vector_norm(rows, dim=1).max() / rows.shape[1] ** 0.5)
-    return torch.stack(worst).max() if len(worst) > 1 else worst[0]
+    rows = error.flatten(1)
+    return torch.linalg.vector_norm(rows, dim=1).max() / rows.shape[1] ** 0.5

@@ -27,6 +27,7 @@ from pydantic import (
 from odereg_core.errors import InputError
 from odereg_core.grid import Grid
 from odereg_core.ode import Solver
+from odereg_core.transforms import TRANSFORMS
 
 HERE = Path(__file__).parent
 BUILT_IN = tuple(sorted(path.stem for path in HERE.glob("*.yaml")))
@@ -42,8 +43,9 @@ def _parsed(solvers: tuple[str, ...]) -> tuple[str, ...]:
     return solvers
 
 
-Solvers = Annotated[tuple[str, ...], AfterValidator(_parsed)]
+Solvers = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_parsed)]
 """Solvers as the paper writes them, one a scale."""
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class GridSection(_Section):
@@ -58,7 +60,7 @@ class CohortSection(_Section):
 
     subjects: int = Field(ge=3)
     spacing: float = Field(gt=0)
-    seed: int = Field(ge=0)
+    seed: Seed
 
 
 class SplitSection(_Section):
@@ -66,7 +68,7 @@ class SplitSection(_Section):
 
     val: int = Field(ge=1)
     test: int = Field(ge=1)
-    seed: int = Field(ge=0)
+    seed: Seed
 
 
 class Stage(_Section):
@@ -96,7 +98,11 @@ class Stage(_Section):
 
 
 class Augmentation(_Section):
-    """What one image may look like twice: see `odereg_core.train.augment`."""
+    """What one image may look like twice: see `odereg_core.train.augment`.
+
+    `contrast`, `blur` and `erode` are chances; `bias` is the deviation of the field's logarithm,
+    `noise` its largest deviation in the image's range of [0, 1], `stretch` relative.
+    """
 
     contrast: float = Field(default=1.0, ge=0, le=1)
     knots: int = Field(default=7, ge=2)
@@ -121,7 +127,17 @@ class MotionSection(_Section):
     mixed: float = Field(default=0.4, ge=0, le=1)
 
 
-class ModelSection(_Section):
+class _TrainingSection(_Section):
+    """What every training has."""
+
+    seed: Seed = 0
+    augment: Augmentation = Field(default_factory=Augmentation)
+    precision: Literal["float32", "bf16"] = "float32"
+    validate_every: int = Field(200, ge=1)
+    validation_pairs: int = Field(24, ge=1)
+
+
+class ModelSection(_TrainingSection):
     """One MS-ODENet and its training."""
 
     solvers: Solvers
@@ -129,17 +145,12 @@ class ModelSection(_Section):
     gain: Annotated[float, Field(gt=0)] | tuple[Annotated[float, Field(gt=0)], ...] = 10.0
     """How fast the networks' velocities are followed; see `MSODENet`."""
     adjoint: Literal["aca", "backprop", "adjoint"] = "aca"
-    network: dict[str, int] = {}
-    seed: int = 0
-    stages: tuple[Stage, ...]
+    network: dict[str, Annotated[int, Field(ge=0)]] = {}
+    stages: tuple[Stage, ...] = Field(min_length=1)
     motion: MotionSection
     similarity: Literal["content", "mi", "none"] = "none"
     lambda_self: float = Field(1.0, ge=0)
     lambda_reg: float = Field(0.0, ge=0)
-    augment: Augmentation = Field(default_factory=Augmentation)
-    precision: Literal["float32", "bf16"] = "float32"
-    validate_every: int = Field(200, ge=1)
-    validation_pairs: int = Field(24, ge=1)
 
     @field_validator("stages")
     @classmethod
@@ -159,11 +170,10 @@ class ModelSection(_Section):
         return gain
 
 
-class EncoderSection(_Section):
+class EncoderSection(_TrainingSection):
     """The disentangling GAN of section 2.2 and its training; see `odereg_core.train.gan`."""
 
-    network: dict[str, int] = {}
-    seed: int = 0
+    network: dict[str, Annotated[int, Field(ge=0)]] = {}
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
     lr: float = Field(1e-4, gt=0)
@@ -181,13 +191,9 @@ class EncoderSection(_Section):
     """Weight of our own term: the content of an image is that of its augmented copy."""
     recolour: float = Field(0.0, ge=0)
     """Weight of another: the augmented copy's content in the image's style is the image."""
-    augment: Augmentation = Field(default_factory=Augmentation)
-    precision: Literal["float32", "bf16"] = "float32"
-    validate_every: int = Field(200, ge=1)
-    validation_pairs: int = Field(24, ge=1)
 
 
-class BaselineSection(_Section):
+class BaselineSection(_TrainingSection):
     """A learned baseline of Table 1 and its training; see `odereg_core.train.baselines`.
 
     `smooth_mm`: the Gaussian over each dense network's displacement.
@@ -202,14 +208,9 @@ class BaselineSection(_Section):
     smooth_mm: float = Field(24.0, gt=0)
     translated: int = Field(0, ge=0)
     start: str | None = None
-    seed: int = 0
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage, ...] = Field(min_length=1)
     motion: MotionSection
     lambda_reg: float = Field(1.0, ge=0)
-    augment: Augmentation = Field(default_factory=Augmentation)
-    precision: Literal["float32", "bf16"] = "float32"
-    validate_every: int = Field(200, ge=1)
-    validation_pairs: int = Field(24, ge=1)
 
     @field_validator("stages")
     @classmethod
@@ -229,7 +230,7 @@ class EvaluationSection(_Section):
 
     pairs: int = Field(ge=0)
     fig4: int = Field(ge=0)
-    seed: int = Field(ge=0)
+    seed: Seed
 
 
 class Profile(_Section):
@@ -241,6 +242,7 @@ class Profile(_Section):
     split: SplitSection
     weights: Literal["shipped", "train"]
     models: dict[str, ModelSection]
+    """By the name of their transform."""
     encoders: dict[str, EncoderSection] = {}
     baselines: dict[str, BaselineSection] = {}
     evaluation: EvaluationSection
@@ -249,6 +251,13 @@ class Profile(_Section):
     def working_grid(self) -> Grid:
         """The grid all images are brought to."""
         return Grid(self.grid.shape, (self.grid.spacing,) * 3)
+
+    @field_validator("models")
+    @classmethod
+    def _known_transforms(cls, models: dict[str, ModelSection]) -> dict[str, ModelSection]:
+        if unknown := [name for name in models if name not in TRANSFORMS]:
+            raise ValueError(f"no transform '{unknown[0]}'; there are: {', '.join(TRANSFORMS)}")
+        return models
 
     @field_validator("baselines")
     @classmethod
@@ -305,16 +314,22 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: there is no such profile; built in: {', '.join(BUILT_IN)}"
         ) from None
+    except yaml.MarkedYAMLError as error:
+        at = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        what = error.problem or error.context
+        raise InputError(f"{path}: not a readable YAML file ({at}{what})") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(
             f"{path}: not a readable YAML file ({str(error).splitlines()[0]})"
         ) from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: a profile is a mapping of keys, this is a {type(data).__name__}")
-    if (parent := data.pop("extends", None)) is None:
+    if "extends" not in data:
         return data
+    if not isinstance(parent := data.pop("extends"), str):
+        raise InputError(f"{path}: key 'extends': the name of a profile is needed")
     data.setdefault("name", path.stem)  # another's name would pass for that profile
-    beside = path.parent / f"{parent}.yaml"
+    beside = path.parent / f"{parent.removesuffix('.yaml')}.yaml"
     return merged(_read(HERE / f"{parent}.yaml" if parent in BUILT_IN else beside), data)
 
 

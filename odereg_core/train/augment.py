@@ -15,8 +15,8 @@ from torch import Tensor
 from odereg_core.descriptor import box, neighbours
 from odereg_core.grid import Grid
 from odereg_core.profiles import Augmentation, MotionSection
-from odereg_core.train.draws import Drawn, motion, normal, stretch, stretched, uniform
-from odereg_core.transforms import Transform
+from odereg_core.train.draws import Drawn, motion, normal, stretch, uniform
+from odereg_core.transforms import Transform, affine_after
 from odereg_core.warp import warp
 
 Volume = Float[Tensor, "b 1 x y z"]
@@ -97,7 +97,7 @@ def drawn_pair(
 
     drawn = motion(transform, movement, batch, grid, one, rng)
     linear = stretch(batch, settings.stretch, one, rng)
-    still = stretched(linear, torch.zeros_like(drawn.displacement), grid)
+    still = affine_after(torch.zeros_like(drawn.displacement), grid, linear)
     moving = warp(looks(one), still, grid)
-    seen = stretched(linear, drawn.displacement, grid)
+    seen = affine_after(drawn.displacement, grid, linear)
     return moving, warp(looks(two), seen, grid), drawn

@@ -16,7 +16,6 @@ from odereg_core.baselines.translate import translate
 from odereg_core.cohort import Cohort, contrast_pairs
 from odereg_core.grid import Grid
 from odereg_core.losses import regularity
-from odereg_core.metrics import rmse_phi
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
 from odereg_core.profiles import BaselineSection, Profile, Stage
@@ -36,7 +35,7 @@ from odereg_core.train.loop import (
 )
 from odereg_core.transforms import BSpline, Rigid
 from odereg_core.warp import averaged, warp
-from odereg_core.weights import kind_of, load_model, save_model
+from odereg_core.weights import kind_of, load_model, save_model, weights_of
 
 SCALES = 3
 """Stages name scales as MS-ODENet's do: at 3 a network sees the working grid, at 2 half its
@@ -179,7 +178,7 @@ class BaselineTrainer:
         stage, errors = self.schedule.at(step)[0], []
         for pair, moving in self.pairs:
             u, _ = self.found(moving, pair.fixed, stage)
-            errors.append(float(rmse_phi(u, pair.displacement, pair.brain)))
+            errors.append(pair.error_mm(u))
         error = torch.tensor(errors)
         return {"rmse_phi_mm": float(error.mean()), "median_mm": float(error.median())}
 
@@ -219,10 +218,10 @@ def train(
     """
     check(cohort, profile)
     section = profile.baselines[name]
-    encoder = (encoder or out / "encoder.safetensors") if section.translated else None
+    encoder = (encoder or weights_of(out, "encoder")) if section.translated else None
     translator = encoder and load_model(encoder, device, Disentangler)
     if section.start:
-        init = init or out / f"{section.start}.safetensors"
+        init = init or weights_of(out, section.start)
     before = record_of(init)
     trainer = BaselineTrainer(section, cohort, device, translator, init)
     facts = origin(command, profile, section, cohort, device, init=init, encoder=encoder)

@@ -9,7 +9,6 @@ import torch
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.files import load_tensors, provenance, read_json, save_tensors, sha256
-from odereg_core.metrics import rmse_phi
 from odereg_core.msodenet import MSODENet
 from odereg_core.ode import SolverError
 from odereg_core.pairs import pair_keys, simulate
@@ -40,7 +39,7 @@ def measure(
     measured: list[dict[str, float]] = []
     arrived = 0
     for number, key in enumerate(keys):
-        pair = simulate(cohort, cohort.load(key.subject), key, seed=SEED)
+        pair = simulate(cohort, key, SEED)
         rng = step_generator(SEED, number)
         for image in (pair.moving, pair.fixed):
             measured.append(of_image(image, cohort.grid))
@@ -50,7 +49,7 @@ def measure(
         except SolverError:  # as one that does not arrive
             continue
         found = model.displacement(result).cpu()
-        voxels = float(rmse_phi(found, pair.displacement, pair.brain)) / max(cohort.grid.spacing)
+        voxels = pair.error_mm(found) / max(cohort.grid.spacing)
         if voxels < 2:
             arrived += 1
             measured.append(of_result(result, model.transform, pair.fixed.to(device) > 0))

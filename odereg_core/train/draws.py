@@ -140,11 +140,3 @@ def stretch(batch: int, amount: float, like: Tensor, rng: torch.Generator) -> Te
     """Random linear maps (B, 3, 3) near 1: heads of other sizes and proportions."""
     noise = torch.randn((batch, 3, 3), generator=rng).to(like.device)
     return torch.eye(3, device=like.device) + amount * noise / 3**0.5
-
-
-def stretched(
-    matrix: Float[Tensor, "b 3 3"], displacement: Float[Tensor, "b 3 x y z"], grid: Grid
-) -> Float[Tensor, "b 3 x y z"]:
-    """u of A∘phi: the image first stretched, then moved, in one resampling."""
-    points = grid.points(displacement.device, displacement.dtype)
-    return torch.einsum("bij,bjxyz->bixyz", matrix, points + displacement) - points

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from odereg_core.box import box_of
 from odereg_core.cohort import Cohort, Subject
+from odereg_core.errors import InputError
 from odereg_core.files import atomic
 from odereg_core.networks.disentangle import Code, Content, Critic, Disentangler, Stack, Style
 from odereg_core.pairs import pair_keys
@@ -49,7 +50,10 @@ class Networks(nn.Module):
 
     def __init__(self, section: EncoderSection, contrasts: tuple[str, ...]):
         super().__init__()
-        self.translator = Disentangler(contrasts, **section.network)
+        try:
+            self.translator = Disentangler(contrasts, **section.network)
+        except (TypeError, ValueError, RuntimeError) as error:  # a size, or a name, that it has not
+            raise InputError(f"the encoder's network: {error}") from None
         width = self.translator.options["width"]
         channels = width * 2**self.translator.downs
         self.image_critic = Critic(self.translator.slices, len(contrasts), 2 * width)

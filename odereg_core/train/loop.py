@@ -37,7 +37,7 @@ from odereg_core.networks.regression import Rcn, VoxelMorph
 from odereg_core.pairs import Pair, pair_keys, simulate
 from odereg_core.profiles import BaselineSection, EncoderSection, ModelSection, Profile, Stage
 from odereg_core.warp import averaged
-from odereg_core.weights import load_model
+from odereg_core.weights import load_model, weights_of
 
 SEED = 1_000_000
 """Of the simulated motions that validate and calibrate: no evaluation pair is drawn from it."""
@@ -76,11 +76,11 @@ def check(cohort: Cohort, profile: Profile) -> None:
 
 
 def training_images(
-    cohort: Cohort, grid: Grid, device: str, split: str = "train"
+    cohort: Cohort, grid: Grid, device: str
 ) -> Float16[Tensor, "subjects contrasts x y z"]:
-    """Every image of a split, averaged to a grid of the cohort's pyramid, on the device: no file is
-    read during training."""
-    names = cohort.names(split)
+    """Every training subject's images, averaged to a grid of the cohort's pyramid, on the device:
+    no file is read during training."""
+    names = cohort.names("train")
     # Filled where they stay: of 424 subjects at full size a list and its copy would be 60 GB.
     found = torch.empty(
         (len(names), len(cohort.contrasts), *grid.shape), dtype=torch.half, device=device
@@ -178,6 +178,8 @@ def record_of(init: Path | None) -> dict[str, Any]:
     InputError where it does not say how many samples they have seen."""
     if init is None:
         return {}
+    if not init.exists():
+        raise InputError(f"{init}: there is no such file")
     record = init.with_suffix(".json")
     if "samples" not in (facts := read_json(record)):
         raise InputError(f"{record}: does not say how many samples its weights have seen")
@@ -187,8 +189,7 @@ def record_of(init: Path | None) -> dict[str, Any]:
 def validation_pairs(cohort: Cohort, task: str, count: int) -> list[Pair]:
     """Simulated pairs of validation subjects; their motions are no test pair's."""
     keys = pair_keys(cohort.names("val"), cohort.contrasts, task, count)
-    loaded = {name: cohort.load(name) for name in {key.subject for key in keys}}
-    return [simulate(cohort, loaded[key.subject], key, seed=SEED) for key in keys]
+    return [simulate(cohort, key, SEED) for key in keys]
 
 
 class Log:
@@ -222,13 +223,11 @@ class Checkpoint:
         self.step, self.best_score, self.seconds = 0, float("inf"), 0.0
         self.best: dict[str, torch.Tensor] = {}
 
-    def keep_best(self, score: float) -> bool:
+    def keep_best(self, score: float) -> None:
         """Keep the present weights if their score is the lowest so far."""
-        better = score < self.best_score
-        if better:
+        if score < self.best_score:
             self.best_score = score
             self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        return better
 
     def save(self) -> None:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -351,7 +350,7 @@ def fit(
         "seconds": round(checkpoint.seconds, 1),
         "validation_curve": [[row["step"], row[score]] for row in log.rows],
     }
-    return Fitted(out / f"{name}.safetensors", checkpoint.best_score, facts)
+    return Fitted(weights_of(out, name), checkpoint.best_score, facts)
 
 
 def run(

@@ -14,7 +14,6 @@ from torch import Tensor
 from odereg_core.cohort import Cohort
 from odereg_core.errors import InputError
 from odereg_core.losses import regularity, self_loss, velocity_loss
-from odereg_core.metrics import rmse_phi
 from odereg_core.msodenet import MSODENet, pyramid
 from odereg_core.ode import Solver, SolverError
 from odereg_core.profiles import ModelSection, Profile, Stage
@@ -22,7 +21,7 @@ from odereg_core.seen import KEY
 from odereg_core.similarity import MutualInformation, Similarity
 from odereg_core.train.augment import augment, drawn_pair
 from odereg_core.train.calibrate import measure
-from odereg_core.train.draws import motion, state, stretch, stretched, uniform
+from odereg_core.train.draws import motion, state, stretch, uniform
 from odereg_core.train.loop import (
     Schedule,
     check,
@@ -37,8 +36,9 @@ from odereg_core.train.loop import (
     validation_pairs,
 )
 from odereg_core.train.team import Team
+from odereg_core.transforms import affine_after
 from odereg_core.warp import warp
-from odereg_core.weights import load_content, save_model
+from odereg_core.weights import load_content, save_model, weights_of
 
 TASKS = {"rigid": "rigid", "bspline": "deformable", "dense": "deformable"}
 """The task each parameterisation is trained and validated for."""
@@ -61,16 +61,16 @@ def build(transform: str, profile: Profile, section: ModelSection) -> MSODENet:
             section.adjoint,
             **section.network,
         )
-    except ValueError as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # a size, or a name, that it has not
         raise InputError(f"the profile '{profile.name}': no model '{transform}': {error}") from None
 
 
 class Volumes:
     """Every training image on one scale's grid."""
 
-    def __init__(self, cohort: Cohort, split: str, scales: int, total: int, device: str):
+    def __init__(self, cohort: Cohort, scales: int, total: int, device: str):
         grid = cohort.grid.pyramid(total)[scales - 1]
-        self.images, self.device = training_images(cohort, grid, device, split), device
+        self.images, self.device = training_images(cohort, grid, device), device
 
     def draw(self, batch: int, rng: torch.Generator, crossed: int = 0) -> tuple[Tensor, Tensor]:
         """Two batches of images (B, 1, X, Y, Z), mirrored left to right half the time: the same
@@ -132,7 +132,7 @@ class Trainer:
         self.model.solvers = [Solver.parse(s) for s in stage.solvers or self.section.solvers]
         if self._volumes is None or self._volumes[0] != stage.scales:
             self._volumes = None
-            volumes = Volumes(self.cohort, "train", stage.scales, self.model.scales, self.device)
+            volumes = Volumes(self.cohort, stage.scales, self.model.scales, self.device)
             self._volumes = (stage.scales, volumes)
         return self._volumes[1]
 
@@ -171,7 +171,7 @@ class Trainer:
         theta = state(transform, drawn, other, 0.3 if i == 0 else 0.0, *stage.left, rng)
         linear = stretch(batch, self.section.augment.stretch, one, rng)
         moving = augment(one, self.section.augment, rng)
-        seen = stretched(linear, drawn.displacement, grid)
+        seen = affine_after(drawn.displacement, grid, linear)
         fixed = warp(augment(two, self.section.augment, rng), seen, grid)
         t = (i + uniform((1,), 0.0, 1.0, one, rng)) * self.model.time / self.model.scales
         steps = int(torch.randint(1, UNDERWAY[0] + 1, (1,), generator=rng))
@@ -186,7 +186,7 @@ class Trainer:
             known = network.known(fixed)  # type: ignore[operator]
 
         def velocity_at(theta: Tensor, some: Tensor | slice) -> Tensor:
-            u = stretched(linear[some], transform.displacement(theta, grid), grid)
+            u = affine_after(transform.displacement(theta, grid), grid, linear[some])
             images = warp(moving[some], u, grid), fixed[some]
             with mixed_precision(self.device, self.section.precision):
                 found = network(*images, t, *(part[some] for part in known))
@@ -261,7 +261,7 @@ class Trainer:
                 theta = self.model.transform.resample(result.theta, result.grids[-1], pair.grid)
                 u = self.model.transform.displacement(theta, pair.grid).cpu()
                 evaluations += result.nfe
-            errors.append(float(rmse_phi(u, pair.displacement, pair.brain)))
+            errors.append(pair.error_mm(u))
         error = torch.tensor(errors)
         return {
             "rmse_phi_mm": float(error.mean()),
@@ -302,7 +302,7 @@ def train(
     check(cohort, profile)
     section = profile.models[transform]
     needed = section.similarity == "content"
-    encoder = (encoder or out / "encoder.safetensors") if needed else None
+    encoder = (encoder or weights_of(out, "encoder")) if needed else None
     similarity = similarity_of(section, encoder, device)
     before = record_of(init)
     facts = origin(command, profile, section, cohort, device, init=init, encoder=encoder)

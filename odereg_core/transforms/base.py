@@ -1,4 +1,4 @@
-"""What every parameterisation of a transform can do."""
+"""What every parameterisation of a transform can do, and what the deformations among them share."""
 
 from __future__ import annotations
 
@@ -58,3 +58,19 @@ class Transform(Protocol):
     def field(self, velocity: Tensor, grid: Grid) -> Float[Tensor, "b 3 x y z"]:
         """How a velocity moves the points of the warped image, mm per unit time."""
         ...
+
+
+class Deformation:
+    """What the deformable transforms share: theta is in mm and lives in a vector space."""
+
+    range_mm = 8.0
+    """The deviation of section 3.2's control noise."""
+
+    def unit(self, like: Tensor) -> Tensor:
+        return like.new_tensor(self.range_mm)
+
+    def rate(self, theta: Tensor, velocity: Tensor) -> Tensor:
+        return velocity
+
+    def towards(self, theta: Tensor, target: Tensor) -> Tensor:
+        return target - theta

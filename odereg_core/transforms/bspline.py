@@ -13,6 +13,7 @@ from torch import Tensor
 
 from odereg_core.grid import Grid
 from odereg_core.precision import full_precision
+from odereg_core.transforms.base import Deformation
 
 
 def cubic_bspline(r: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def cubic_bspline(r: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class BSpline:
+class BSpline(Deformation):
     """u = sum of control displacements times cubic basis functions.
 
     theta (B, 3, nx, ny, nz): control displacements in mm, `spacing` mm apart on all axes. The
@@ -38,7 +39,6 @@ class BSpline:
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     name = "bspline"
-    range_mm = 8.0
 
     def __post_init__(self) -> None:
         if not self.spacing > 0:
@@ -103,15 +103,6 @@ class BSpline:
 
     def resample(self, theta: Tensor, source: Grid, target: Grid) -> Tensor:
         return theta
-
-    def unit(self, like: Tensor) -> Tensor:
-        return like.new_tensor(self.range_mm)
-
-    def rate(self, theta: Tensor, velocity: Tensor) -> Tensor:
-        return velocity
-
-    def towards(self, theta: Tensor, target: Tensor) -> Tensor:
-        return target - theta
 
     def field(self, velocity: Tensor, grid: Grid) -> Float[Tensor, "b 3 x y z"]:
         return self.displacement(velocity, grid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,6 +22,19 @@ def compose(
     """
     points = grid.points(inner.device, inner.dtype)
     return outer.map(theta, points + inner, grid) - points
+
+
+@full_precision
+def affine_after(
+    displacement: Float[Tensor, "b 3 x y z"],
+    grid: Grid,
+    matrix: Float[Tensor, "b 3 3"],
+    offset: Float[Tensor, "b 3"] | None = None,
+) -> Float[Tensor, "b 3 x y z"]:
+    """u of p -> A (p + u(p)) + b, in mm about the grid's centre; without an offset b is zero."""
+    points = grid.points(displacement.device, displacement.dtype)
+    moved = torch.einsum("bij,bjxyz->bixyz", matrix, points + displacement)
+    return moved - points if offset is None else moved + offset[:, :, None, None, None] - points
 
 
 @full_precision

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from odereg_core.grid import Grid
 from odereg_core.precision import full_precision
+from odereg_core.transforms.base import Deformation
 from odereg_core.warp import sample, voxels
 
 
-class Dense:
+class Dense(Deformation):
     """theta (B, 3, X, Y, Z) is u itself, in mm; linear in between voxels."""
 
     name = "dense"
-    range_mm = 8.0
 
     def identity(
         self,
@@ -52,15 +52,6 @@ class Dense:
             return theta
         # Both grids span one field of view edge to edge, which is what align_corners=False means.
         return F.interpolate(theta, size=target.shape, mode="trilinear", align_corners=False)
-
-    def unit(self, like: Tensor) -> Tensor:
-        return like.new_tensor(self.range_mm)
-
-    def rate(self, theta: Tensor, velocity: Tensor) -> Tensor:
-        return velocity
-
-    def towards(self, theta: Tensor, target: Tensor) -> Tensor:
-        return target - theta
 
     def field(self, velocity: Tensor, grid: Grid) -> Float[Tensor, "b 3 x y z"]:
         return velocity

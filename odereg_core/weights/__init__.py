@@ -19,6 +19,13 @@ from odereg_core.similarity import ContentSimilarity, content_similarity
 HERE = Path(__file__).parent
 
 Model = TypeVar("Model", MSODENet, Disentangler, VoxelMorph, Rcn)
+KINDS = {kind.FORMAT: kind for kind in (MSODENet, Disentangler, VoxelMorph, Rcn)}
+"""The kinds of model by the format of their weights."""
+
+
+def weights_of(models: Path, name: str) -> Path:
+    """The weights file of a model in a folder of models."""
+    return models / f"{name}.safetensors"
 
 
 def describe(model: Model) -> dict:
@@ -40,10 +47,9 @@ def kind_of(path: Path) -> type[MSODENet | Disentangler | VoxelMorph | Rcn]:
         found = json.loads(metadata["model"])["format"]
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: not the weights of any model") from None
-    kinds = {kind.FORMAT: kind for kind in (MSODENet, Disentangler, VoxelMorph, Rcn)}
-    if found not in kinds:
-        raise InputError(f"{path}: weights of format {found!r}; known: {', '.join(kinds)}")
-    return kinds[found]
+    if found not in KINDS:
+        raise InputError(f"{path}: weights of format {found!r}; known: {', '.join(KINDS)}")
+    return KINDS[found]
 
 
 def load_model(
@@ -73,7 +79,7 @@ def load_model(
 
 def shipped(name: str) -> Path:
     """The weights file that came with the package. Raises InputError where there is none."""
-    path = HERE / f"{name}.safetensors"
+    path = weights_of(HERE, name)
     if not path.exists():
         raise InputError(
             f"no weights of '{name}' come with this version: train them, or name a file"

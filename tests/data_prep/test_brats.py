@@ -205,6 +205,18 @@ def test_all_faults_are_told_at_once_and_nothing_is_written(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_heads_of_another_unit_are_told(tmp_path, capsys):
+    for seed, name in enumerate("abcde"):
+        add_subject(tmp_path / "in", name, seed)
+    for path in (tmp_path / "in" / "b").iterdir():
+        image = nib.load(path)
+        write(path, np.asarray(image.dataobj), image.affine @ np.diag([40.0, 40, 40, 1]))
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--profile", "smoke", "--jobs", "1"]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "1 fault, nothing written" in said and "of its head lies in the profile's field" in said
+
+
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.touch()])
 def test_a_folder_without_subjects_is_refused(tmp_path, capsys, make):
     make(tmp_path / "in")
@@ -328,7 +340,7 @@ def test_real_volumes_pass_the_check():
     subjects, faults = find(DATA)
     assert [s.name for s in subjects] == ["TCGA-DU-7294", "TCGA-FG-6692"]
     assert faults == []
-    assert check(subjects[0], profile().working_grid) == []
+    assert check(subjects[0], load_profile("smoke").working_grid) == []
 
 
 @real

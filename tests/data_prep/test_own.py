@@ -84,6 +84,31 @@ def test_patterns(tmp_path, pattern, path):
     assert subject.images["T1"] == tmp_path / path
 
 
+def test_named_contrasts_tell_where_a_subjects_name_ends(tmp_path):
+    for subject in ("sub_01", "sub_02"):
+        for contrast in ("T1w", "T2w", "lesion"):
+            write(tmp_path / f"{subject}_{contrast}.nii.gz", labels=contrast == "lesion")
+    subjects, faults = find(tmp_path, "{subject}_{contrast}.nii.gz", ("T1w", "T2w"), "lesion")
+    assert [subject.name for subject in subjects] == ["sub_01", "sub_02"] and not faults
+    assert all(subject.mask and list(subject.images) == ["T1w", "T2w"] for subject in subjects)
+
+
+def test_a_mask_that_lies_elsewhere_is_a_fault(tmp_path, bids, tiny_profile):
+    write(bids / "sub-01" / "anat" / "sub-01_lesion.nii.gz", labels=True)
+    path = bids / "sub-01" / "anat" / "sub-01_lesion.nii.gz"
+    image = nib.load(path)
+    affine = image.affine.copy()
+    affine[:3, 3] += 1000
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    with pytest.raises(InputError, match=r"lesion\.nii\.gz: none of the mask lies in"):
+        build(bids, tmp_path / "out", load_profile(tiny_profile), BIDS, mask="lesion")
+
+
+def test_too_few_subjects_without_masks_is_told_as_that(tmp_path, bids):
+    with pytest.raises(InputError, match=r"wants 20 test subjects, .* there are 4 subjects$"):
+        build(bids, tmp_path / "out", load_profile("demo"), BIDS, ("T1w", "PDw"), "none")
+
+
 def test_other_braces_of_a_pattern_are_a_files_own(tmp_path):
     write(tmp_path / "a_T1{0}.nii.gz")
     write(tmp_path / "a_T2{0}.nii.gz")

@@ -88,7 +88,8 @@ def test_results_of_a_figure_come_together(tmp_path):
         folder = tmp_path / variant.name
         for path in ("results", "models"):
             (folder / path).mkdir(parents=True)
-        row = dict.fromkeys(COLUMNS, 0.0) | {"task": "rigid", "rmse_phi_mm": float(i)}
+        row = dict.fromkeys(COLUMNS, 0.0) | {"task": "rigid", "method": "msodenet_r"}
+        row |= {"rmse_phi_mm": float(i)}
         pd.DataFrame([row]).to_csv(folder / "results" / "msodenet_r.csv", index=False)
         (folder / "results" / "msodenet_r.json").write_text('{"pairs": 1}')
         (folder / "models" / "rigid.json").write_text(json.dumps({"steps": i, "seconds": 2.0}))

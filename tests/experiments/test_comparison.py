@@ -17,9 +17,7 @@ from odereg_core.pairs import PairKey, simulate
 @pytest.fixture
 def pair(tiny_cohort):
     name = tiny_cohort.names("test")[0]
-    return simulate(
-        tiny_cohort, tiny_cohort.load(name), PairKey("deformable", name, "flair", "t1"), 3
-    )
+    return simulate(tiny_cohort, PairKey("deformable", name, "flair", "t1"), 3)
 
 
 def test_marks_lie_where_the_methods_were_made_to_differ(pair):

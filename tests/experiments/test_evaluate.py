@@ -1,6 +1,7 @@
 """The evaluation: perfect and absent registration, ANTs as the yardstick, tables."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 
 from odereg_core.baselines.ants import AntsRigid
 from odereg_core.baselines.base import Outcome
-from odereg_core.cohort import contrast_pairs
 from odereg_core.errors import InputError
 from odereg_core.experiments import evaluate as evaluation
 from odereg_core.experiments.methods import METHODS, Method
@@ -26,7 +26,7 @@ from odereg_core.warp import warp
 def pair(tiny_cohort):
     name = tiny_cohort.names("test")[0]
     key = pair_keys([name], tiny_cohort.contrasts, "rigid", 1, 0)[0]
-    return simulate(tiny_cohort, tiny_cohort.load(name), key, 3)
+    return simulate(tiny_cohort, key, 3)
 
 
 def test_the_true_map_scores_perfectly(pair):
@@ -68,11 +68,13 @@ def test_without_a_tumour_its_scores_are_missing(pair):
     scores = evaluation.score(bare, pair.displacement)
     assert scores["dice"] is None and scores["hausdorff95_mm"] is None
     gone = dataclasses.replace(pair, true_tumour=torch.zeros_like(pair.true_tumour))
-    assert math.isnan(evaluation.score(gone, pair.displacement)["hausdorff95_mm"])
+    scores = evaluation.score(gone, pair.displacement)  # two empty masks agree in nothing
+    assert scores["dice"] is None and scores["hausdorff95_mm"] is None
+    away = evaluation.score(pair, torch.full_like(pair.displacement, 500.0))
+    assert away["dice"] == 0 and math.isnan(away["hausdorff95_mm"])
 
 
-def test_there_are_twelve_pairs_and_samples_go_round_the_subjects():
-    assert len(contrast_pairs()) == 12 and len(set(contrast_pairs())) == 12
+def test_samples_of_pairs_go_round_the_subjects():
     names = [f"s{i}" for i in range(5)]
     contrasts = ("t1", "t1ce", "t2", "flair")
     assert len(pair_keys(names, contrasts, "rigid")) == 60
@@ -112,6 +114,41 @@ def test_a_method_is_one_entry(tiny_cohort, tmp_path, monkeypatch):
     evaluation.write_results(table, tmp_path / "rigid" / "shift.csv", profile="tiny")
     merged = evaluation.merge(tmp_path)
     pd.testing.assert_frame_equal(merged, table, rtol=1e-4, check_dtype=False)
+    with pytest.raises(InputError, match="this pair is there twice: rigid shift"):
+        evaluation.merge(tmp_path, tmp_path / "rigid" / "shift.csv")
+    with pytest.raises(InputError, match="the table's provenance goes there"):
+        evaluation.write_table(merged, tmp_path / "all.json", {})
+    assert not (tmp_path / "all.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rmse_phi_mm": "oops"}, "the column 'rmse_phi_mm' holds more than numbers"),
+        ({"rmse_phi_mm": None}, r"a pair in it has no RMSE\(phi\)"),
+        ({"task": "affine"}, "no task is called 'affine'"),
+        ({"method": "magic"}, "no method is called 'magic'"),
+        (None, "no RMSE"),
+    ],
+)
+def test_what_is_no_results_table_is_refused(tmp_path, changes, words):
+    line = dict.fromkeys(evaluation.COLUMNS, 1.0) | {
+        "task": "rigid", "method": "none", "subject": "a", "moving": "t1", "fixed": "t2",
+    }  # fmt: skip
+    table = pd.DataFrame([line])
+    table.to_csv(tmp_path / "good.csv", index=False)
+    assert len(evaluation.read_results(tmp_path / "good.csv")) == 1
+    bad = table[:0] if changes is None else table.assign(**changes)
+    bad.to_csv(tmp_path / "bad.csv", index=False)
+    with pytest.raises(InputError, match=f"bad.csv: .*{words}"):
+        evaluation.read_results(tmp_path / "bad.csv")
+
+
+@pytest.mark.parametrize("size", [[3.0], "three", None])
+def test_voxels_of_no_size_are_refused(tmp_path, size):
+    (tmp_path / "t.json").write_text(json.dumps({"rigid/none": {"voxel_mm": size}}))
+    with pytest.raises(InputError, match="not of one size of voxels"):
+        evaluation.voxel_mm(tmp_path / "t.csv")
 
 
 def test_an_evaluation_goes_on_where_it_stopped(tiny_cohort, tmp_path, monkeypatch):
@@ -160,8 +197,8 @@ def test_tables_that_are_named_are_merged_and_no_others_beside_them(tiny_cohort,
     """A row that there is no more leaves its file behind."""
     table = evaluation.evaluate("none", "rigid", tiny_cohort, tmp_path, count=1)
     paths = [tmp_path / task / "none.csv" for task in ("hybrid", "rigid")]
-    for path in (*paths, tmp_path / "rigid" / "gone.csv"):
-        evaluation.write_results(table.assign(task=path.parent.name), path)
+    for path in (*paths, tmp_path / "deformable" / "none.csv"):
+        evaluation.write_results(table.assign(task=path.parent.name, dice=0.5), path)
     assert evaluation.merge(*paths).task.tolist() == ["hybrid", "rigid"]
     assert list(evaluation.merged_facts(*paths)) == ["hybrid/none", "rigid/none"]
     assert len(evaluation.merge(tmp_path)) == 3

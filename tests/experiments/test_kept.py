@@ -14,7 +14,8 @@ from odereg_core.experiments.run import Run
 def make(folder, name, error, path=None):
     path = folder / (path or kept.TABLES[name])
     path.parent.mkdir(parents=True, exist_ok=True)
-    row = dict.fromkeys(COLUMNS, 0.0) | {"subject": "s1", "rmse_phi_mm": error}
+    row = dict.fromkeys(COLUMNS, 0.0) | {"task": "rigid", "method": "ants_rigid"}
+    row |= {"subject": "s1", "rmse_phi_mm": error}
     pd.DataFrame([row]).to_csv(path, index=False)
     facts = {"rigid/ants_rigid": {"commit": "abc", "voxel_mm": 3.0, "pairs": error}}
     path.with_suffix(".json").write_text(json.dumps(facts))

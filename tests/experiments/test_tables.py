@@ -8,11 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from hypothesis import given
-from hypothesis import strategies as st
 
 from odereg_core.experiments.methods import METHODS
-from odereg_core.experiments.statistics import holm, interval, paired_p
+from odereg_core.experiments.statistics import interval, paired_p
 from odereg_core.experiments.tables import (
     TASKS,
     against_best,
@@ -65,7 +63,7 @@ def test_the_summary_is_the_closed_forms():
 
 
 def test_table_1_shows_what_was_run_and_says_what_was_not():
-    table = table1(results("rigid", "ants_rigid", [2.0, 8.0], dice=[0.5, 0.7]), 3.0)
+    table = table1(summary(results("rigid", "ants_rigid", [2.0, 8.0], dice=[0.5, 0.7]), 3.0))
     assert table.loc[("rigid", "ANTs"), ("Dice / %", "here")] == "60.00 (14.14)"
     assert table.loc[("rigid", "ANTs"), ("Dice / %", "paper")] == "63.00 (40.50)"
     assert (table.xs("here", axis=1, level=1) == "missing").all(axis=1).sum() == 15
@@ -96,20 +94,6 @@ def test_intervals_know_that_pairs_of_a_subject_are_not_independent():
 def test_missing_values_do_not_count():
     values, subjects = pd.Series([1.0, 3.0, None]), pd.Series(["a", "b", "c"])
     assert interval(values, subjects) == (1, 3)
-
-
-def test_holm_by_hand():
-    # Holm 1979: 0.01·4, 0.02·3, max(0.03·2, 0.06), max(0.04·1, 0.06)
-    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.7, 0.6]) == pytest.approx([1, 1]) and len(holm([])) == 0
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_lies_between_no_correction_and_bonferronis(p):
-    corrected = holm(p)
-    assert (corrected >= np.array(p) - 1e-12).all()
-    assert (corrected <= np.minimum(1, np.array(p) * len(p)) + 1e-12).all()
-    assert (np.argsort(corrected[np.argsort(p)], kind="stable") == np.arange(len(p))).all()
 
 
 def test_wilcoxon_by_its_closed_form():

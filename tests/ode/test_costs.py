@@ -47,7 +47,7 @@ def test_allocations_are_counted_while_they_live():
         assert 4000 <= counted.now < 4100  # the gradient
 
 
-def test_the_benchmark_says_what_the_issue_asks_for():
+def test_the_benchmark_has_a_row_for_every_solver_and_adjoint():
     table = run("cpu", (16, 16, 16), ("A(1e-1)", "F(0.5)"), steps=(2, 4, 8), repetitions=2)
     assert list(table.columns) == COLUMNS
     rows = table.set_index("measure")

@@ -13,7 +13,7 @@ from odereg_core.files import read_json, sha256
 from odereg_core.grid import Grid
 from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
-from odereg_core.networks.regression import AffineRegression, Rcn, VoxelMorph, cells, smoothed
+from odereg_core.networks.regression import AffineRegression, Rcn, VoxelMorph, smoothed
 from odereg_core.profiles import load_profile
 from odereg_core.train.baselines import BaselineTrainer, affine_regularity, train
 from odereg_core.transforms import Rigid
@@ -53,15 +53,6 @@ def test_voxelmorph_sees_no_background():
         )
     assert fields[0].abs().max() > 1
     torch.testing.assert_close(*fields)
-
-
-def test_a_cell_holds_its_eight_voxels():
-    images = torch.arange(2 * 4 * 6 * 8).reshape(1, 2, 4, 6, 8)
-    found = cells(images)
-    assert found.shape == (1, 16, 2, 3, 4)
-    for channel in range(2):
-        inside = images[0, channel, 2:4, 4:6, 0:2]  # cell (1, 2, 0)
-        assert torch.equal(found[0, 8 * channel : 8 * channel + 8, 1, 2, 0], inside.flatten())
 
 
 def test_voxelmorph_finds_voxels_so_its_millimetres_scale_with_the_grid():

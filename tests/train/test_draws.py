@@ -14,8 +14,6 @@ from odereg_core.train.draws import (
     rigid_theta,
     smooth_field,
     state,
-    stretch,
-    stretched,
 )
 from odereg_core.transforms import TRANSFORMS, BSpline, Rigid
 
@@ -104,10 +102,3 @@ def test_a_state_has_a_share_of_the_motion_left(name):
     assert left(near) < 0.1 * left(far)
     start = state(transform, drawn, other, 1.0, 0.5, 1.0, rng(2))
     assert not start.any()
-
-
-def test_stretching_by_nothing_changes_nothing():
-    u = smooth_field(2, 8.0, GRID, LIKE, rng())
-    torch.testing.assert_close(
-        stretched(stretch(2, 0.0, LIKE, rng()), u, GRID), u, atol=1e-4, rtol=1e-4
-    )

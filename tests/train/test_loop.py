@@ -86,4 +86,4 @@ def test_a_last_stage_that_only_worsens_a_model_leaves_the_weights_before_it(tmp
         schedule.anew,
     )
     # The second stage begins with the first one's best, 1, and its own best is the step after.
-    assert float(model.weight) == kept
+    assert model.weight.item() == kept

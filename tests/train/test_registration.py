@@ -267,7 +267,7 @@ def test_a_solved_state_is_where_the_networks_own_steps_lead(profile, tiny_cohor
 
 
 def test_pairs_for_l_sim_are_two_contrasts_of_one_subject(profile, tiny_cohort):
-    volumes = Volumes(tiny_cohort, "train", 1, 3, "cpu")
+    volumes = Volumes(tiny_cohort, 1, 3, "cpu")
     one, two = volumes.draw(8, torch.Generator().manual_seed(0), crossed=3)
     same = [(a > 0).eq(b > 0).float().mean() > 0.95 for a, b in zip(one, two, strict=True)]
     assert all(same), "one anatomy"

@@ -15,7 +15,7 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
 from odereg_core.grid import Grid
-from odereg_core.transforms import TRANSFORMS, BSpline, Dense, Rigid, compose, invert
+from odereg_core.transforms import TRANSFORMS, BSpline, Dense, Rigid, affine_after, compose, invert
 from odereg_core.warp import voxels, warp
 
 GRID = Grid((12, 10, 14), (3.0, 4.0, 2.5))
@@ -349,3 +349,13 @@ def test_a_spline_on_aligned_points_is_the_spline_on_scattered_ones(offset):
     tilted = points.clone()
     tilted[0, 0, 3, 4, 5] += 1.0  # one point off the axes, and all are taken as scattered
     assert (spline.map(theta.double(), tilted, grid) - aligned).abs().max() > 0.5
+
+
+def test_an_affine_map_after_a_field_is_a_composition():
+    theta, u = random_theta(Rigid(), scale=5.0), random_theta(Dense())
+    matrix = Rigid().matrix(theta)
+    found = affine_after(u, GRID, matrix[:, :3, :3], matrix[:, :3, 3])
+    torch.testing.assert_close(found, compose(Rigid(), theta, u, GRID))
+    turned = torch.cat([theta[:, :3], 0 * theta[:, 3:]], 1)
+    found = affine_after(u, GRID, matrix[:, :3, :3])
+    torch.testing.assert_close(found, compose(Rigid(), turned, u, GRID))

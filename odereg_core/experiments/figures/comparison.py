@@ -42,12 +42,12 @@ def described(comparison: Comparison) -> str:
     return f"{key.subject}, {key.moving} to {key.fixed}, by each method; RMSE(φ): {errors}."
 
 
-def slice_animation(comparison: Comparison, axis: int = 2, count: int = 12) -> Animation:
-    """The comparison through `count` slices of the brain."""
+def slice_animation(comparison: Comparison) -> Animation:
+    """The comparison through a dozen axial slices of the brain."""
     brain = comparison.pair.brain[0, 0].cpu().numpy()
-    area = brain.sum(tuple({0, 1, 2} - {axis}))
+    area = brain.sum((0, 1))
     inside = np.flatnonzero(area > 0.4 * area.max())
-    stops = np.unique(np.linspace(inside[0], inside[-1], count).round().astype(int))
+    stops = np.unique(np.linspace(inside[0], inside[-1], 12).round().astype(int))
     columns = _columns(comparison)
     fig, axes = subplots(3, columns, figsize=(1.7 * columns, 6.4), layout="constrained")
     fig.alt = described(comparison)
@@ -55,7 +55,7 @@ def slice_animation(comparison: Comparison, axis: int = 2, count: int = 12) -> A
     def frame(i: int) -> list:
         for ax in axes.flat:
             ax.clear()
-        draw(axes, comparison, axis, int(stops[i]))
+        draw(axes, comparison, 2, int(stops[i]))
         return []
 
     return animate(fig, frame, len(stops))

@@ -19,8 +19,8 @@ from odereg_core.experiments.figures.style import (
     name_row,
     show,
     subplots,
+    tumour_slice,
 )
-from odereg_core.metrics import rmse_phi
 from odereg_core.pairs import Pair
 from odereg_core.warp import warp
 
@@ -37,9 +37,7 @@ def montage(cohort: Cohort, names: Sequence[str]) -> Figure:
     heads = (*contrasts, "tumour")
     for row, name in zip(axes, names, strict=True):
         subject = cohort.load(name)
-        at = cohort.grid.shape[2] // 2
-        if subject.seg is not None and subject.seg.any():
-            at = int((subject.seg > 0).sum((0, 1)).argmax())
+        at = tumour_slice(subject.seg, cohort.grid.shape)
         for ax, image in zip(row, subject.images, strict=False):
             show(ax, cut(image, at=at))
         show(row[-1], cut(subject.images[-1], at=at))
@@ -66,8 +64,7 @@ def pair_figure(
     pictures = [("moving", pair.moving), ("fixed", pair.fixed), ("true image", pair.true_image)]
     if displacement is not None:
         warped = warp(pair.moving, displacement, pair.grid)
-        error = float(rmse_phi(displacement, pair.displacement, pair.brain))
-        pictures.append((f"{title}: {error:.1f} mm", warped))
+        pictures.append((f"{title}: {pair.error_mm(displacement):.1f} mm", warped))
     fig, axes = subplots(2, len(pictures), figsize=(2.4 * len(pictures), 4.4))
     for column, (name, image) in zip(axes.T, pictures, strict=True):
         show(column[0], cut(image), name)

@@ -17,6 +17,7 @@ from odereg_core.experiments.figures.style import (
     name_row,
     show,
     subplots,
+    tumour_slice,
 )
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.similarity import pad_to_multiple, stacks
@@ -27,9 +28,7 @@ MEASURES = {"content": OURS, "content, 1 slice": PINK, "MI": THEIRS, "MIND": GRE
 def _stack(model: Disentangler, cohort: Cohort, name: str) -> torch.Tensor:
     """The stack about the tumour's largest axial slice, of every contrast."""
     subject = cohort.load(name)
-    at = subject.images.shape[3] // 2
-    if subject.seg is not None and subject.seg.any():
-        at = int((subject.seg > 0).sum((0, 1)).argmax())
+    at = tumour_slice(subject.seg, subject.images.shape[1:])
     shown = stacks(subject.images[:, None], 2, torch.tensor([at]), model.slices)
     return pad_to_multiple(shown, model.downs)
 

@@ -26,6 +26,7 @@ from odereg_core.experiments.figures.style import (
     cut,
     show,
     subplots,
+    tumour_slice,
 )
 from odereg_core.grid import Grid
 from odereg_core.warp import warp
@@ -101,8 +102,7 @@ def _draw(row: Sequence[Axes], moved: Moved, u: Tensor, grid: Grid, title: str) 
     where, picture, volume = row
     for ax in row:
         ax.clear()
-    tumour = moved.tumour[0, 0].sum((0, 1))
-    at = int(tumour.argmax()) if tumour.any() else grid.shape[2] // 2
+    at = tumour_slice(moved.tumour[0, 0], grid.shape)
     half = [extent / 2 for extent in grid.extent]
     box = (-half[0], half[0], -half[1], half[1])
     show(where, cut(moved.image, at=at), title, extent=box)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -24,11 +23,10 @@ from odereg_core.experiments.figures.style import (
     show,
     subplots,
 )
-from odereg_core.metrics import rmse_phi
 from odereg_core.msodenet import Registration
 from odereg_core.pairs import Pair
 from odereg_core.transforms import Rigid, Transform
-from odereg_core.warp import warp
+from odereg_core.warp import averaged, warp
 
 
 def path(
@@ -54,7 +52,7 @@ class Trajectory:
 
     def __init__(self, result: Registration, pair: Pair, transform: Transform | None = None):
         self.pair, self.steps = pair, path(result, pair, transform)
-        self.errors = [float(rmse_phi(u, pair.displacement, pair.brain)) for *_, u in self.steps]
+        self.errors = [pair.error_mm(u) for *_, u in self.steps]
         self.times = [t for _, t, _ in self.steps]
         self.handovers = [segment.times[0] for segment in result.segments[1:]]
 
@@ -106,18 +104,11 @@ def scales_figure(result: Registration, pair: Pair, transform: Transform | None 
     fig, axes = subplots(len(result.grids), 5, figsize=(10, 2.1 * len(result.grids)))
     heads = ("fixed", "warped, at first", "warped, at last", "residual, at first", "at last")
     for k, (row, grid) in enumerate(zip(axes, result.grids, strict=True)):
-        factor = pair.grid.shape[0] // grid.shape[0]
-
-        def seen(image: Tensor, factor: int = factor) -> np.ndarray:
-            return cut(F.avg_pool3d(image, factor))
-
         begin, end = (warp(pair.moving, steps[i][2], pair.grid) for i in (starts[k], ends[k]))
-        for ax, image in zip(row[:3], (pair.fixed, begin, end), strict=True):
-            show(ax, seen(image), heads[list(row).index(ax)] if k == 0 else "")
-        for ax, image in zip(row[3:], (begin, end), strict=True):
-            how = {"cmap": "PuOr", "vmin": -0.6, "vmax": 0.6}
-            title = heads[list(row).index(ax)] if k == 0 else ""
-            show(ax, seen(image - pair.true_image), title, **how)
+        pictures = (pair.fixed, begin, end, begin - pair.true_image, end - pair.true_image)
+        for j, (ax, picture, head) in enumerate(zip(row, pictures, heads, strict=True)):
+            how = {"cmap": "PuOr", "vmin": -0.6, "vmax": 0.6} if j > 2 else {}
+            show(ax, cut(averaged(picture, grid)), head if k == 0 else "", **how)
         name_row(row[0], f"{grid.spacing[0]:g} mm")
     fig.tight_layout(pad=0.3)
     fig.alt = (

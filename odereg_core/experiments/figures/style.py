@@ -54,6 +54,13 @@ def subplots(*args: Any, **kwargs: Any) -> tuple[Described, Any]:
     return plt.subplots(*args, FigureClass=Described, **kwargs)  # type: ignore[return-value]
 
 
+def tumour_slice(seg: Tensor | None, shape: Sequence[int]) -> int:
+    """The axial slice with most tumour; the middle one of a volume without."""
+    if seg is None or not seg.any():
+        return shape[2] // 2
+    return int((seg > 0).sum((0, 1)).argmax())
+
+
 def cut(volume: Tensor, axis: int = 2, at: int | None = None) -> np.ndarray:
     """One slice of (…, X, Y, Z) as an image with x to the right: the head's right is on the right,
     as seen from above, where radiology has it on the left."""
