@@ -64,7 +64,8 @@ def answer(build: Callable[[], Cohort], told: Callable[[Cohort], str] = parts) -
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a folder that is a file, one that may not be read
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     print(told(cohort))
     return 0

@@ -102,7 +102,7 @@ def spare(sources: Iterable[Path], out: Path, labels: Iterable[Path | str] = ())
     taken = {path.resolve() for path in (*(out / name for name in names), *written(out))}
     for source in sources:
         if source.resolve() in taken:
-            raise InputError(f"{source}: the results in {out} would take its place; name another")
+            raise InputError(f"{source}: results in {out} would replace it; name another folder")
 
 
 def label_name(path: Path | str) -> str:

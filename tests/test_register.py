@@ -124,7 +124,7 @@ def test_nothing_of_the_users_is_written_over_or_removed(scans, turning, tmp_pat
         register(tmp_path / "warped.nii.gz", scans[1], **options),
         register(scans[0], scans[1], labels=tmp_path / "labels_moving.nii.gz", **options),
     ):
-        with pytest.raises(InputError, match="would take its place"):
+        with pytest.raises(InputError, match="would replace it"):
             again.save(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     # Without labels a second registration takes its predecessor's away, and no others.

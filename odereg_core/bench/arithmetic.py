@@ -93,9 +93,9 @@ def arithmetic(folder: Path, count: int) -> pd.DataFrame:
     """A line for each case but the first and each model: how far its maps lie from the first
     case's, in mm. The root mean square is of the middle pair and of the worst, `largest_mm` of
     all voxels of all pairs."""
-    first, *cases = tqdm(CASES, desc="cases", unit="case")
+    first, *cases = CASES
     plain, lines = elsewhere(CASES[first], maps, folder, count, CASES[first]), []
-    for name in cases:
+    for name in tqdm(cases, desc="cases", unit="case"):
         for model, found in elsewhere(CASES[name], maps, folder, count, CASES[name]).items():
             pairs = [apart(*each) for each in zip(found, plain[model], strict=True)]
             of_pair, largest = (pd.Series(column) for column in zip(*pairs, strict=True))
