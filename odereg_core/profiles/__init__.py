@@ -45,6 +45,9 @@ def _parsed(solvers: tuple[str, ...]) -> tuple[str, ...]:
 
 Solvers = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_parsed)]
 """Solvers as the paper writes them, one a scale."""
+BASELINE_SCALES = 3
+"""A baseline's stages name scales as MS-ODENet's do: at 3 its network sees the working grid, at 2
+half its resolution."""
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -278,8 +281,8 @@ class Profile(_Section):
                     raise ValueError(f"{name}: stage {number} does not fit {scales} scales")
         for name, baseline in self.baselines.items():
             for stage in baseline.stages:
-                if stage.scales > 3:
-                    raise ValueError(f"{name}: a baseline's scales are 1, 2 and 3")
+                if stage.scales > BASELINE_SCALES:
+                    raise ValueError(f"{name}: a baseline's scales are 1 to {BASELINE_SCALES}")
         return self
 
     def section(self, model: str) -> EncoderSection | ModelSection | BaselineSection:

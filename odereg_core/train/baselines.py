@@ -18,7 +18,7 @@ from odereg_core.grid import Grid
 from odereg_core.losses import regularity
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
-from odereg_core.profiles import BaselineSection, Profile, Stage
+from odereg_core.profiles import BASELINE_SCALES, BaselineSection, Profile, Stage
 from odereg_core.similarity import CrossCorrelation, MutualInformation
 from odereg_core.train.augment import drawn_pair
 from odereg_core.train.loop import (
@@ -36,13 +36,6 @@ from odereg_core.train.loop import (
 from odereg_core.transforms import BSpline, Rigid
 from odereg_core.warp import averaged, warp
 from odereg_core.weights import kind_of, load_model, save_model, weights_of
-
-SCALES = 3
-"""Stages name scales as MS-ODENet's do: at 3 a network sees the working grid, at 2 half its
-resolution. The similarity is that of the working grid's images at every stage: averaged, they tell
-alignment by a third as much, and interpolation alone then makes MI greater. Only the stage of RCN's
-affine network makes do with its own scale's images, of an eighth of the voxels or fewer: it has to
-see as many as our rigid model sees."""
 
 
 class Couples:
@@ -92,7 +85,13 @@ class Couples:
 
 @dataclass
 class BaselineTrainer:
-    """One baseline's training; `train` runs it."""
+    """One baseline's training; `train` runs it.
+
+    The similarity is that of the working grid's images at every stage: averaged, they tell
+    alignment by a third as much, and interpolation alone then makes MI greater. Only the stage of
+    RCN's affine network makes do with its own scale's images, of an eighth of the voxels or fewer:
+    it has to see as many as our rigid model sees.
+    """
 
     section: BaselineSection
     cohort: Cohort
@@ -110,7 +109,7 @@ class BaselineTrainer:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=section.stages[0].lr)
         self.couples = Couples(cohort, self.device, self.translator, section.translated)
         self.coarse: dict[int, Couples] = {}
-        self.grids = cohort.grid.pyramid(SCALES)
+        self.grids = cohort.grid.pyramid(BASELINE_SCALES)
         self.transform = BSpline() if section.task == "deformable" else Rigid()
         self.schedule = Schedule(section.stages)
         mono = section.similarity == "ncc"
