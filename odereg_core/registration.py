@@ -160,7 +160,7 @@ def register(
     ]
     carried = _by_name([read_labels(path) for path in labels])
     for volume in carried.values():
-        if volume.data.any() and not volume.sample(moving.world(), "nearest").any():
+        if volume.data.any() and not moving.covers(volume):
             raise InputError(f"{volume.path}: no label lies within {moving.path}")
 
     shared = moving.same_grid(fixed)

@@ -121,10 +121,19 @@ class Volume:
         index = self.index(world)
         if mode == "nearest":
             return map_coordinates(self.data, index, order=0, mode="grid-constant")
-        # As in ITK, the outermost voxels reach half a voxel further out.
-        last = np.array(self.shape).reshape(3, *[1] * (world.ndim - 1)) - 0.5
         values = map_coordinates(self.data, index, order=1, mode="nearest")
-        return np.where(((index >= -0.5) & (index <= last)).all(0), values, 0)
+        return np.where(self._within(index), values, 0)
+
+    def covers(self, other: Volume) -> bool:
+        """Whether some voxel of another volume that is not zero lies in this field of view."""
+        index = np.argwhere(other.data).T
+        world = other.affine[:3, :3] @ index + other.affine[:3, 3:]
+        return bool(self._within(self.index(world)).any())
+
+    def _within(self, index: NDArray[np.float64]) -> NDArray[np.bool_]:
+        # As in ITK, the outermost voxels reach half a voxel further out.
+        last = np.array(self.shape).reshape(3, *[1] * (index.ndim - 1)) - 0.5
+        return ((index >= -0.5) & (index <= last)).all(0)
 
     def with_data(self, data: NDArray) -> Volume:
         """Other voxels in the same place."""
