@@ -96,12 +96,12 @@ def test_a_claim_is_judged_when_all_rows_it_names_were_run(claim):
     assert set(outcomes) == {"holds", "not measured"}
 
 
-def test_on_the_kept_tables_eleven_of_the_claims_hold():
+def test_on_the_kept_tables_all_claims_but_one_hold():
     tables = [find_kept(name, "demo") for name in ("pairs", "4a", "4b", "4c")]
     coarser = tables[1].voxel_mm / tables[0].voxel_mm
     found = claims.evidence(*(table.table for table in tables), coarser, paper_evidence().memory)
     verdict = claims.verdicts(found).set_index("shown in")["verdict"]
-    assert (verdict == "holds").sum() == 11 and not (verdict == "not measured").any()
+    assert verdict[verdict != "holds"].to_dict() == {"Fig. 4a": "fails"}
 
 
 def test_on_different_grids_only_a_win_in_spite_of_larger_voxels_counts():
