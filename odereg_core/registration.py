@@ -138,7 +138,7 @@ def register(
     `odereg_core.seen`); its measures are of the model's own answer, but `content` of the refined.
 
     Raises InputError for files that are no usable scans, and where the solver does not end on
-    them; TypeError for scans and masks that are neither files nor `Volume`s.
+    them; TypeError for scans and masks that are neither files nor volumes.
     """
     device = choose_device(str(device))
     labels = [labels] if isinstance(labels, str | Path) else labels
