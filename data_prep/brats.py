@@ -125,7 +125,8 @@ def check(subject: Found, grid: Grid) -> list[str]:
             elif not values <= LABELS:
                 fault(f"{path}: the tumour mask holds the label {min(values - LABELS):g}")
         if first is None and path != subject.mask:
-            faults += in_view(subject, volume, grid_centre(volume, grid), grid)
+            head, centre = foreground(volume), grid_centre(volume, grid)
+            faults += in_view(subject, volume, head, centre, grid)
         first = first or volume
         ours, theirs = ("".join(ornt2axcodes(v.orientation)) for v in (volume, first))
         if ours != theirs:
@@ -135,9 +136,12 @@ def check(subject: Found, grid: Grid) -> list[str]:
     return faults
 
 
-def in_view(subject: Found, volume: Volume, centre: np.ndarray, grid: Grid) -> list[str]:
-    """A sentence where a fifth or more of a scan's head lies outside of a grid about `centre`."""
-    inside = volume.world()[:, foreground(volume)]
+def in_view(
+    subject: Found, volume: Volume, head: np.ndarray, centre: np.ndarray, grid: Grid
+) -> list[str]:
+    """A sentence where more than a fifth of a scan's head, a mask, lies outside of a grid about
+    `centre`."""
+    inside = volume.world()[:, head]
     half = np.array(grid.extent).reshape(3, 1) / 2
     share = float((np.abs(inside - centre.reshape(3, 1)) <= half).all(0).mean())
     extent = " × ".join(f"{mm:.0f}" for mm in grid.extent)

@@ -95,14 +95,15 @@ def check(subject: Found, grid: Grid) -> list[str]:
             continue
         if middle is None:
             middle = grid_centre(volume, grid)
-        head = centre_of_mass(volume, foreground(volume))
-        first = head if first is None else first
-        if (away := float(np.linalg.norm(head - first))) > NEAR_MM:
+        head = foreground(volume)
+        middle_of_head = centre_of_mass(volume, head)
+        first = middle_of_head if first is None else first
+        if (away := float(np.linalg.norm(middle_of_head - first))) > NEAR_MM:
             faults.append(
                 f"{subject.name}: {path}: its head lies {away:.0f} mm from that of the first "
                 "contrast; a subject's contrasts must be aligned"
             )
-        faults += in_view(subject, volume, middle, grid)
+        faults += in_view(subject, volume, head, middle, grid)
     if subject.mask:
         try:
             mask = read_labels(subject.mask)
