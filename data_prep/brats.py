@@ -31,7 +31,7 @@ from odereg_core.cohort import (
     write_index,
     write_subject,
 )
-from odereg_core.errors import InputError
+from odereg_core.errors import InputError, tells_faults
 from odereg_core.files import digest
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
@@ -275,13 +275,14 @@ def assemble(
     return Cohort(out)
 
 
+@tells_faults
 def main(argv: list[str] | None = None) -> int:
     parser = command.preparation("brats", __doc__, "subjects in BraTS's layout")
     parser.add_argument("--test-only", action="store_true", help="no split: all are test subjects")
     o = parser.parse_args(argv)
-    return command.answer(
-        lambda: build(o.folder, o.out, load_profile(o.profile), max(1, o.jobs), o.test_only)
-    )
+    made = build(o.folder, o.out, load_profile(o.profile), max(1, o.jobs), o.test_only)
+    print(command.parts(made))
+    return 0
 
 
 if __name__ == "__main__":

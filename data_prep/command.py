@@ -1,12 +1,10 @@
-"""What the commands of this folder share: their options, their progress, their one sentence on bad
-input."""
+"""What the commands of this folder share: their options, their progress, their refusals."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from joblib import Parallel
 from tqdm import tqdm
 
-from odereg_core.errors import InputError
+from odereg_core.errors import InputError, tells_faults
 
 if TYPE_CHECKING:  # the synthetic cohort's processes start sooner without torch
     from odereg_core.cohort import Cohort
@@ -54,21 +52,6 @@ def names(text: str) -> tuple[str, ...]:
 def parts(cohort: Cohort) -> str:
     """How many subjects each part of a cohort has."""
     return ", ".join(f"{name}: {len(cohort.names(name))}" for name in ("train", "val", "test"))
-
-
-def answer(build: Callable[[], Cohort], told: Callable[[Cohort], str] = parts) -> int:
-    """Build a cohort and say what it holds, or why there is none; the exit code."""
-    try:
-        cohort = build()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a folder that is a file, one that may not be read
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
-    print(told(cohort))
-    return 0
 
 
 def refusal(root: Path, faults: list[str], also: str = "") -> InputError:
@@ -111,6 +94,7 @@ def made_by(note: Path, found: int, otherwise: str) -> dict[str, Any]:
     return noted
 
 
+@tells_faults
 def synthesis(
     module: str,
     doc: str | None,
@@ -132,9 +116,5 @@ def synthesis(
         made.error("--subjects and --jobs are at least 1, --seed at least 0")
     if not 0.5 <= options.spacing <= 12:
         made.error(f"--spacing lies between 0.5 and 12 mm, not {options.spacing:g}")
-    try:
-        cohort(options.out, options.subjects, options.spacing, options.seed, options.jobs)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    cohort(options.out, options.subjects, options.spacing, options.seed, options.jobs)
     return 0

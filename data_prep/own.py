@@ -20,7 +20,7 @@ import numpy as np
 from data_prep import command
 from data_prep.brats import Found, assemble, grid_centre, in_view
 from odereg_core.cohort import Cohort
-from odereg_core.errors import InputError
+from odereg_core.errors import InputError, tells_faults
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
 from odereg_core.volume import Volume, centre_of_mass, foreground, read_labels, resample
@@ -143,6 +143,7 @@ def build(
     )
 
 
+@tells_faults
 def main(argv: list[str] | None = None) -> int:
     parser = command.preparation("own", __doc__, "where the subjects lie")
     parser.add_argument("--pattern", default=PATTERN, help=f"default {PATTERN}".replace("%", "%%"))
@@ -150,18 +151,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--mask", default="seg", help="the contrast that is a mask (default seg)")
     parser.add_argument("--test-only", action="store_true", help="no split: all are test subjects")
     o = parser.parse_args(argv)
-    return command.answer(
-        lambda: build(
-            o.folder,
-            o.out,
-            load_profile(o.profile),
-            o.pattern,
-            command.names(o.contrasts),
-            o.mask,
-            max(1, o.jobs),
-            o.test_only,
-        )
+    profile, contrasts = load_profile(o.profile), command.names(o.contrasts)
+    made = build(
+        o.folder, o.out, profile, o.pattern, contrasts, o.mask, max(1, o.jobs), o.test_only
     )
+    print(command.parts(made))
+    return 0
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from odereg_core.cohort import (
     write_index,
     write_subject,
 )
-from odereg_core.errors import InputError
+from odereg_core.errors import InputError, tells_faults
 from odereg_core.files import digest
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
@@ -195,6 +195,7 @@ def build(
     return Cohort(out)
 
 
+@tells_faults
 def main(argv: list[str] | None = None) -> int:
     parser = command.preparation("unseen", __doc__, "subjects in IXI's layout")
     parser.add_argument("--tool", default="auto", help=f"auto, {', '.join(strip.TOOLS)}")
@@ -202,18 +203,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--contrasts", default="", help="as t1,t2; default: all there are")
     o = parser.parse_args(argv)
     contrasts = command.names(o.contrasts) or CONTRASTS
-    return command.answer(
-        lambda: build(
-            o.folder,
-            o.out,
-            load_profile(o.profile),
-            o.tool,
-            max(1, o.jobs),
-            o.together,
-            contrasts,
-        ),
-        lambda made: f"test: {len(made.names('test'))}, contrasts: {', '.join(made.contrasts)}",
-    )
+    profile = load_profile(o.profile)
+    made = build(o.folder, o.out, profile, o.tool, max(1, o.jobs), o.together, contrasts)
+    print(f"test: {len(made.names('test'))}, contrasts: {', '.join(made.contrasts)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from odereg_core import __version__
-from odereg_core.errors import InputError
+from odereg_core.errors import InputError, tells_faults
 
 app = typer.Typer(
     name="odereg",
@@ -387,17 +387,12 @@ def info(
     print(f"ablations:  {', '.join(f'{v.figure}/{v.name}' for v in variants())}")
 
 
-def main() -> None:
-    """Run the command; InputError becomes one sentence on stderr and exit code 2."""
-    try:
-        app()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except MemoryError:
-        print("error: not enough memory for volumes of this size", file=sys.stderr)
-        raise SystemExit(2) from None
+@tells_faults
+def main() -> int:
+    """Run the command."""
+    app()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,10 +9,11 @@ import torch
 
 from odereg_core.bench import BENCHES, load
 from odereg_core.device import choose_device
-from odereg_core.errors import InputError
+from odereg_core.errors import tells_faults
 from odereg_core.files import library_versions, provenance
 
 
+@tells_faults
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m odereg_core.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(BENCHES)}")
@@ -23,10 +24,7 @@ def main() -> int:
     if unknown := sorted(set(options.names) - set(BENCHES)):
         parser.error(f"no benchmark '{unknown[0]}'; there are: {', '.join(BENCHES)}")
     torch.set_num_threads(options.threads)
-    try:
-        device = choose_device(options.device)
-    except InputError as error:
-        parser.error(str(error))
+    device = choose_device(options.device)
     failed = []
     for name in options.names or BENCHES:
         table = load(name)(device)

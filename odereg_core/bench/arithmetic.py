@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from odereg_core.cohort import Cohort
 from odereg_core.device import device_name
-from odereg_core.errors import InputError
+from odereg_core.errors import tells_faults
 from odereg_core.pairs import pair_keys, simulate
 from odereg_core.registration import load_cascade
 
@@ -104,6 +104,7 @@ def arithmetic(folder: Path, count: int) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns)
 
 
+@tells_faults
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m odereg_core.bench.arithmetic",
@@ -113,11 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("cohort", type=Path, help="a prepared cohort, for the shipped weights")
     parser.add_argument("--pairs", type=int, default=8, help="of each model; 0: all")
     options = parser.parse_args(argv)
-    try:
-        table = arithmetic(options.cohort, options.pairs)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    table = arithmetic(options.cohort, options.pairs)
     print(table.to_string(index=False, float_format=lambda v: f"{v:.2g}"))
     print(f"torch {torch.__version__}, {device_name('cpu')}")
     return 0

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from odereg_core.cohort import CONTRASTS, Subject
 from odereg_core.device import choose_device, device_name, synchronise
-from odereg_core.errors import InputError
+from odereg_core.errors import InputError, tells_faults
 from odereg_core.grid import Grid
 from odereg_core.profiles import Profile, load_profile
 from odereg_core.similarity import content_similarity
@@ -137,6 +137,7 @@ def cost(profile: Profile, device: str, count: int = 3, only: Sequence[str] = ()
     return pd.DataFrame(lines, columns=columns)
 
 
+@tells_faults
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m odereg_core.bench.cost",
@@ -148,13 +149,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=3, help="measured, after one more")
     parser.add_argument("--only", default="", help="parts, by commas: rigid:1,rigid:pair,encoder")
     options = parser.parse_args(argv)
-    try:
-        profile, device = load_profile(options.profile), choose_device(options.device)
-        only = [name.strip() for name in options.only.split(",") if name.strip()]
-        table = cost(profile, device, max(1, options.steps), only)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    profile, device = load_profile(options.profile), choose_device(options.device)
+    only = [name.strip() for name in options.only.split(",") if name.strip()]
+    table = cost(profile, device, max(1, options.steps), only)
     print(table.to_string(index=False, float_format=lambda v: f"{v:.3g}", na_rep="–"))
     hours, of = table["hours"].sum(), "these parts" if only else "all trainings"
     print(f"{hours:.1f} hours for {of}; profile {profile.name}, {device_name(device)}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from odereg_core.cohort import Cohort
-from odereg_core.errors import InputError
+from odereg_core.errors import tells_faults
 from odereg_core.grid import Grid
 from odereg_core.pairs import pair_keys, simulate
 from odereg_core.registration import register
@@ -47,6 +47,7 @@ def warned(cohort: Cohort, task: str, count: int, seed: int = 7, refine: int = 0
     return pd.DataFrame(rows, columns=columns)
 
 
+@tells_faults
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m odereg_core.bench.warned",
@@ -58,11 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=0, help="0: all")
     parser.add_argument("--refine", type=int, default=0, help="steps of direct optimisation")
     options = parser.parse_args(argv)
-    try:
-        table = warned(Cohort(options.cohort), options.task, options.pairs, refine=options.refine)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    table = warned(Cohort(options.cohort), options.task, options.pairs, refine=options.refine)
     for lost, rows in table.groupby("lost"):
         of = "lost" if lost else "registered within two voxels"
         print(f"{of}: warned of {(rows.warnings != '').sum()} of {len(rows)}")

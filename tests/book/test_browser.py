@@ -94,9 +94,11 @@ def read(browser, address):
 
 
 def past_the_edge(browser, width):
-    """The elements that reach further right than `width`, px, for a failure's message."""
+    """The elements seen that reach further right than `width`, px, for a failure's message; closed
+    drawers lie there unseen."""
     return browser.execute_script(
         "return [...document.querySelectorAll('body *')]"
+        ".filter(e => e.checkVisibility({visibilityProperty: true}))"
         ".filter(e => e.getBoundingClientRect().right > arguments[0] + 1)"
         ".map(e => e.outerHTML.slice(0, 120)).slice(-5)",
         width,
