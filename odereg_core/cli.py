@@ -264,7 +264,7 @@ def search(
 
     from odereg_core.cohort import INDEX, Cohort
     from odereg_core.device import choose_device
-    from odereg_core.experiments.evaluate import write_results
+    from odereg_core.experiments.evaluate import is_table, write_results
     from odereg_core.experiments.search import ranking
     from odereg_core.experiments.search import search as run
     from odereg_core.files import code, digest
@@ -272,6 +272,7 @@ def search(
     from odereg_core.profiles import load_profile
     from odereg_core.weights import load_model, weights_of
 
+    is_table(out)  # rather now than after the hours
     settings, subjects, chosen = load_profile(profile), Cohort(cohort), choose_device(device)
     weights, kept = weights_of(models, "encoder"), out.with_suffix(".kept")
     encoder = load_model(weights, chosen, Disentangler)

@@ -15,7 +15,7 @@ from odereg_core.transforms import BSpline, Rigid, compose
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SimulatedMap:
     """One simulated map phi~ = phi_R∘phi_D; `theta` in rad and mm, `control` in mm."""
 
     theta: Float[Tensor, "1 6"]
@@ -38,16 +38,16 @@ class Motion:
     control_mm: float = 0.0
     control_spacing_mm: float = 40.0
 
-    def draw(self, rng: np.random.Generator, grid: Grid) -> Drawn:
+    def draw(self, rng: np.random.Generator, grid: Grid) -> SimulatedMap:
         """One map. NumPy draws it, in float64, so that it is the same on every machine."""
         limits = np.repeat([np.deg2rad(self.rotation_deg), self.translation_mm], 3)
         theta = torch.from_numpy(rng.uniform(-1, 1, 6) * limits)[None].float()
         if not self.control_mm:
-            return Drawn(theta, None, None)
+            return SimulatedMap(theta, None, None)
         half = self.control_spacing_mm / 2
         spline = BSpline(self.control_spacing_mm, tuple(rng.uniform(-half, half, 3)))
         control = rng.normal(0, self.control_mm, (1, 3, *spline.control_shape(grid)))
-        return Drawn(theta, torch.from_numpy(control).float(), spline)
+        return SimulatedMap(theta, torch.from_numpy(control).float(), spline)
 
 
 MOTIONS = {

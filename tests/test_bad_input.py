@@ -264,6 +264,7 @@ def test_training_and_evaluation_refuse_in_a_sentence(
         ("on another grid than the profile",
          ["evaluate", *cohort, *models, *out, "--methods", "msodenet_r"]),
         ("holds no results", ["merge", tmp_path, "--out", tmp_path / "all.csv"]),
+        ("call the table .csv", ["search", *cohort, *models, "--out", tmp_path / "found.json"]),
     ):  # fmt: skip
         code, said = outcome(monkeypatch, capfd, cli.main, *command)
         assert code == 2, words

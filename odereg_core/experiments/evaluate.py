@@ -211,16 +211,20 @@ def _done(kept: Path | None, of: str) -> list[dict]:
     return content["rows"] if content.get("of") == of else []
 
 
+def is_table(path: Path) -> None:
+    """Raises InputError where a table's own name is that of the facts beside it."""
+    if path.suffix == ".json":
+        raise InputError(f"{path}: the table's provenance goes there; call the table .csv")
+
+
 def write_results(table: pd.DataFrame, path: Path, device: str = "cpu", **facts: object) -> None:
     """The table as CSV and, beside it, where its numbers come from as JSON."""
     write_table(table, path, {**facts, **provenance(device)})
 
 
 def write_table(table: pd.DataFrame, path: Path, facts: Mapping[str, object]) -> None:
-    """A CSV file, whole or not at all, and `facts` beside it. Raises InputError where the table's
-    own name is the facts'."""
-    if path.suffix == ".json":
-        raise InputError(f"{path}: the table's provenance goes there; call the table .csv")
+    """A CSV file, whole or not at all, and `facts` beside it. Raises InputError as `is_table`."""
+    is_table(path)
     with atomic(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
     write_json(path.with_suffix(".json"), facts)

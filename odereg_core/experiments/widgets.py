@@ -42,7 +42,7 @@ from odereg_core.experiments.figures.solve import Trajectory, trajectory_animati
 from odereg_core.experiments.figures.style import Animation
 from odereg_core.experiments.run import Run
 from odereg_core.grid import Grid
-from odereg_core.motion import Drawn
+from odereg_core.motion import SimulatedMap
 from odereg_core.msodenet import Registration
 from odereg_core.pairs import Pair, PairKey
 from odereg_core.transforms import BSpline, Transform
@@ -63,7 +63,7 @@ def hybrid(
     shape = spline.identity(1, grid).shape
     control = strength * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     theta = torch.tensor([[math.radians(d) for d in degrees] + [0.0] * 3])
-    return Drawn(theta, control, spline).displacement(grid)
+    return SimulatedMap(theta, control, spline).displacement(grid)
 
 
 def transform_explorer(subject: Subject, grid: Grid) -> Any:

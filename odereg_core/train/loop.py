@@ -326,76 +326,43 @@ def fit(
     leads: bool = True,
 ) -> Fitted:
     """Train to the last step of `ends`, from `<name>.checkpoint.safetensors` in `out` where there
-    is one, of the same training `of`; see `run`. `validate` gets the number of the step just
-    taken."""
+    is one, of the same training `of`.
+
+    Every `every` steps and at those in `ends`, `validate` gets the number of the step just taken
+    and returns its numbers; the lowest `score` among them marks the best weights. At a step in
+    `ends` a stage is over and the best weights become the present ones; at one in `anew` the score
+    starts over. Of several processes only the one that `leads` writes and shows anything.
+
+    Raises InputError where the score is not a number any more, or the checkpoint is of another
+    training.
+    """
     commit()
     checkpoint = Checkpoint(out / f"{name}.checkpoint.safetensors", model, optimizer, of)
     checkpoint.load()
     log = Log(out / f"{name}.log.csv", checkpoint.step)
-    run(
-        checkpoint,
-        log,
-        ends[-1],
-        step,
-        lambda: validate(checkpoint.step - 1),
-        every,
-        ends,
-        anew,
-        title=title,
-        score=score,
-        leads=leads,
-    )
-    facts = {
-        "steps": ends[-1],
-        "seconds": round(checkpoint.seconds, 1),
-        "validation_curve": [[row["step"], row[score]] for row in log.rows],
-    }
-    return Fitted(weights_of(out, name), checkpoint.best_score, facts)
-
-
-def run(
-    checkpoint: Checkpoint,
-    log: Log,
-    total: int,
-    step: Callable[[int], dict[str, float]],
-    validate: Callable[[], dict[str, float]],
-    every: int,
-    ends: tuple[int, ...] = (),
-    anew: tuple[int, ...] = (),
-    title: str = "training",
-    score: str = "rmse_phi_mm",
-    leads: bool = True,
-) -> None:
-    """Take steps up to `total`; validate and save every `every` steps and at the steps in `ends`.
-
-    `validate` returns its numbers; the lowest `score` among them marks the best weights. At a step
-    in `ends` a stage is over and the best weights become the present ones; at one in `anew` the
-    score starts over. Raises InputError where the score is not a number any more.
-    Of several processes only the one that `leads` writes and shows anything.
-    """
     started = time.monotonic() - checkpoint.seconds
     sums: dict[str, float] = {}
     count = 0
     with tqdm(
-        total=total,
+        total=ends[-1],
         initial=checkpoint.step,
         desc=title,
         unit="step",
         mininterval=2.0,
         disable=not leads,
     ) as bar:
-        while checkpoint.step < total:
-            for key, value in step(checkpoint.step).items():
+        for number in range(checkpoint.step, ends[-1]):
+            for key, value in step(number).items():
                 sums[key] = sums.get(key, 0.0) + value
             count += 1
-            checkpoint.step += 1
+            checkpoint.step = number + 1
             bar.update()
-            over = checkpoint.step in ends or checkpoint.step == total
+            over = checkpoint.step in ends
             if checkpoint.step % every and not over:
                 continue
             means = {key: value / count for key, value in sums.items()}
             sums, count = {}, 0
-            numbers = validate()
+            numbers = validate(number)
             if not math.isfinite(numbers[score]):
                 raise InputError(
                     f"{title}: {score} is {numbers[score]} at step {checkpoint.step}; "
@@ -407,8 +374,14 @@ def run(
                 log.add(step=checkpoint.step, seconds=checkpoint.seconds, **means, **numbers)
             bar.set_postfix({k: f"{v:.3g}" for k, v in (means | numbers).items()})
             if over:
-                checkpoint.model.load_state_dict(checkpoint.best)
+                model.load_state_dict(checkpoint.best)
                 if checkpoint.step in anew:
                     checkpoint.best_score = float("inf")
             if leads:
                 checkpoint.save()
+    facts = {
+        "steps": ends[-1],
+        "seconds": round(checkpoint.seconds, 1),
+        "validation_curve": [[row["step"], row[score]] for row in log.rows],
+    }
+    return Fitted(weights_of(out, name), checkpoint.best_score, facts)

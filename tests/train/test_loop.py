@@ -5,7 +5,7 @@ import torch
 
 from odereg_core.errors import InputError
 from odereg_core.profiles import Stage
-from odereg_core.train.loop import Checkpoint, Log, Schedule, arithmetic, mixed_precision, run
+from odereg_core.train.loop import Schedule, arithmetic, fit, mixed_precision
 
 
 @pytest.mark.parametrize(
@@ -49,16 +49,18 @@ def test_scores_start_anew_only_where_something_else_is_validated():
 
 def test_a_score_that_is_no_number_stops_the_training(tmp_path):
     model = torch.nn.Linear(1, 1)
-    checkpoint = Checkpoint(tmp_path / "x", model, torch.optim.Adam(model.parameters()))
     scores = iter([3.0, float("nan")])
     with pytest.raises(InputError, match=r"^vm: rmse_phi_mm is nan at step 2; a smaller learning"):
-        run(
-            checkpoint,
-            Log(tmp_path / "log.csv", 0),
-            3,
+        fit(
+            "x",
+            tmp_path,
+            model,
+            torch.optim.Adam(model.parameters()),
+            (3,),
             lambda number: {"loss": 0.0},
-            lambda: {"rmse_phi_mm": next(scores)},
+            lambda number: {"rmse_phi_mm": next(scores)},
             1,
+            of="it",
             title="vm",
         )
 
@@ -69,21 +71,23 @@ def test_a_last_stage_that_only_worsens_a_model_leaves_the_weights_before_it(tmp
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.zero_()
     schedule = stages(*(("losses", n) for n in kinds))
-    checkpoint = Checkpoint(tmp_path / "x", model, torch.optim.Adam(model.parameters()))
 
     def step(number):
         model.weight.data += 1
         return {"loss": 0.0}
 
-    run(
-        checkpoint,
-        Log(tmp_path / "log.csv", 0),
-        schedule.ends[-1],
-        step,
-        lambda: {"rmse_phi_mm": float(model.weight.detach())},
-        1,
+    fit(
+        "x",
+        tmp_path,
+        model,
+        torch.optim.Adam(model.parameters()),
         schedule.ends,
-        schedule.anew,
+        step,
+        lambda number: {"rmse_phi_mm": float(model.weight.detach())},
+        1,
+        of="it",
+        title="counted",
+        anew=schedule.anew,
     )
     # The second stage begins with the first one's best, 1, and its own best is the step after.
     assert model.weight.item() == kept
