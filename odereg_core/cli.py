@@ -123,7 +123,8 @@ def train(
     model: Annotated[
         str,
         typer.Argument(
-            help="As the profile names it: rigid, bspline, dense, encoder, vm, vm_i2i, rcn."
+            help="As the profile names it: rigid, bspline, dense, encoder, vm, vm_i2i, vm_told, "
+            "rcn."
         ),
     ],
     cohort: CohortOption,

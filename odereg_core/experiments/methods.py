@@ -169,6 +169,9 @@ METHODS: dict[str, Method] = {
     "ants_i2i_syn": _ants_i2i("deformable", "syn"),
     "vm": Method("VM", ("deformable",), _VM, ("vm",)),
     "vm_i2i": Method("VM+I2I", ("deformable",), _VM_I2I, ("vm_i2i", "encoder")),
+    "vm_told": Method(
+        "VM+GN", ("deformable",), _regression("vm_told", VoxelMorph), ("vm_told",), in_paper=False
+    ),
     "adam_b": _adam("B", "deformable", "bspline"),
     "newton_d": _newton("D", "deformable", "dense"),
     "msodenet_d": _ours("D", "deformable", "dense"),

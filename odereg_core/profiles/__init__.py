@@ -199,7 +199,8 @@ class EncoderSection(_TrainingSection):
 class BaselineSection(_TrainingSection):
     """A learned baseline of Table 1 and its training; see `odereg_core.train.baselines`.
 
-    `smooth_mm`: the Gaussian over each dense network's displacement.
+    `smooth_mm`: the Gaussian over each dense network's displacement. `told`: a VoxelMorph that is
+    told the Gauss-Newton step (not the paper's).
     `translated`: it sees moving images as the encoder translates them, of `translated` training
     subjects; 0 for the images themselves. `start`: the baseline whose weights it starts from, an
     RCN's cascades from a VoxelMorph's; what that one saw counts among its samples.
@@ -209,6 +210,7 @@ class BaselineSection(_TrainingSection):
     task: Literal["rigid", "deformable", "hybrid"]
     similarity: Literal["mi", "ncc"]
     smooth_mm: float = Field(24.0, gt=0)
+    told: bool = False
     translated: int = Field(0, ge=0)
     start: str | None = None
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -225,6 +227,12 @@ class BaselineSection(_TrainingSection):
             if stage.objective not in known:
                 raise ValueError(f"no objective '{stage.objective}' for this network")
         return stages
+
+    @model_validator(mode="after")
+    def _voxelmorph_is_told(self) -> BaselineSection:
+        if self.told and self.network != "voxelmorph":
+            raise ValueError("only a VoxelMorph can be 'told'")
+        return self
 
 
 class EvaluationSection(_Section):

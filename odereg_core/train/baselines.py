@@ -102,8 +102,11 @@ class BaselineTrainer:
     def __post_init__(self) -> None:
         section, cohort = self.section, self.cohort
         torch.manual_seed(section.seed)
-        network = VoxelMorph if section.network == "voxelmorph" else Rcn
-        self.model = network(smooth_mm=section.smooth_mm).to(self.device)
+        if section.network == "voxelmorph":
+            model = VoxelMorph(section.smooth_mm, section.told)
+        else:
+            model = Rcn(smooth_mm=section.smooth_mm)
+        self.model = model.to(self.device)
         if self.init:
             begin(self.model, self.init)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=section.stages[0].lr)

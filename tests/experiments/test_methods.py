@@ -35,6 +35,7 @@ OTHERS = {
     ("ANTs+I2I", "hybrid"): ["encoder", "GC", "syn"],
     ("VM", "deformable"): ["vm"],
     ("VM+I2I", "deformable"): ["encoder", "vm_i2i"],
+    ("VM+GN", "deformable"): ["vm_told"],
     ("RCN", "hybrid"): ["rcn"],
     ("VM*", "hybrid"): ["rigid", "vm"],
     ("VM*+I2I", "hybrid"): ["rigid", "encoder", "vm_i2i"],
@@ -89,7 +90,8 @@ def test_a_row_without_letters_is_what_the_paper_calls_it(key, loaded, tmp_path)
         found = parts(method.load(tmp_path, "cpu"))
         assert found == OTHERS[method.name, task]
         assert sorted(loaded) == sorted(method.models)
-    kinds = {"encoder": Disentangler, "vm": VoxelMorph, "vm_i2i": VoxelMorph, "rcn": Rcn}
+    voxelmorphs = dict.fromkeys(("vm", "vm_i2i", "vm_told"), VoxelMorph)
+    kinds = {"encoder": Disentangler, "rcn": Rcn, **voxelmorphs}
     for name, kind in loaded.items():
         assert kind == ("MSODENet" if name == "rigid" else kinds[name].__name__)
 
