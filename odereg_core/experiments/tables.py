@@ -55,14 +55,14 @@ def in_order(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(results: pd.DataFrame, voxel_mm: float) -> pd.DataFrame:
-    """A line a task and method, by the paper's names.
+    """A line a task and method, by the paper's names and in Table 1's order.
 
     Columns: of each measure mean, sd, and the ends (low, high) of its mean's 95 % interval;
     ("rmse_phi_mm", "median"); ("success", "%"), RMSE(phi) under two voxels; ("p", "holm"), the
     block's best MS-ODENet against this row; ("pairs", "").
     """
     lines = []
-    for task, block in results.groupby("task", sort=False):
+    for task, block in in_order(results).groupby("task", sort=False):
         p = against_best(block)
         for method, rows in block.groupby("method", sort=False):
             line: dict = {("task", ""): TASKS[str(task)], ("method", ""): METHODS[str(method)].name}

@@ -62,6 +62,14 @@ def test_the_summary_is_the_closed_forms():
     assert math.isnan(numbers[("p", "holm")]) and numbers[("pairs", "")] == 2
 
 
+def test_lines_stand_in_table_1s_order_however_the_results_lie():
+    rows = [("deformable", "vm_told"), ("deformable", "none"), ("rigid", "none")]
+    table = pd.concat([results(*row, [4.0]) for row in rows])
+    first, *deformable = summary(table, voxel_mm=3.0).index
+    assert first == ("rigid", "no registration")
+    assert [method for _, method in deformable] == ["no registration", "VM+GN"]
+
+
 def test_table_1_shows_what_was_run_and_says_what_was_not():
     table = table1(summary(results("rigid", "ants_rigid", [2.0, 8.0], dice=[0.5, 0.7]), 3.0))
     assert table.loc[("rigid", "ANTs"), ("Dice / %", "here")] == "60.00 (14.14)"
