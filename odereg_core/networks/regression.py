@@ -104,11 +104,11 @@ class VoxelMorph(nn.Module):
         rest = [(-n) % (CELL * 2 ** (len(CHANNELS) // 2)) for n in (z, y, x)]
         padded = F.pad(heads, [p for n in rest for p in (0, n)])
         cells = pixelunshuffle(padded, 3, CELL)
-        known = told(padded, max(grid.spacing)) if self.told else cells[:, :0]
-        seen = torch.cat([cells, known.to(cells.dtype)], dim=1)
-        found = self.unet(seen.contiguous(memory_format=torch.channels_last_3d)).float()
+        step = 0.0
         if self.told:
-            found = found + known[:, :3]
+            known = told(padded, max(grid.spacing))
+            cells, step = torch.cat([cells, known.to(cells.dtype)], dim=1), known[:, :3]
+        found = self.unet(cells.contiguous(memory_format=torch.channels_last_3d)).float() + step
         i, j, k = (-(-n // CELL) for n in (x, y, z))
         coarse = Grid((i, j, k), tuple(CELL * h for h in grid.spacing))
         spacing = torch.tensor(grid.spacing, device=moving.device)[:, None, None, None]
