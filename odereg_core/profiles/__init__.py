@@ -80,10 +80,11 @@ class Stage(_Section):
     `objective: velocity` trains the network of scale `scales` alone, on velocities drawn with the
     states they belong to, without a solve; `losses` trains the coarsest `scales` scales through
     the solver, on the paper's loss. `affine`, for RCN: its affine network alone, before all of it
-    is trained together.
+    is trained together. `displacement`, for VoxelMorph: the drawn motion itself, as `velocity`
+    teaches it to ours.
     """
 
-    objective: Literal["velocity", "losses", "affine"] = "losses"
+    objective: Literal["velocity", "losses", "affine", "displacement"] = "losses"
     scales: int = Field(ge=1)
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
@@ -97,7 +98,15 @@ class Stage(_Section):
     solved: float = Field(0.0, ge=0, le=1)
     """For `velocity`: the share of states that are where the network's own solve has come to."""
     floor_mm: float = Field(1.0, gt=0)
-    """For `velocity`: errors weigh relative to what is left, plus this."""
+    """For `velocity` and `displacement`: errors weigh relative to what is left, plus this."""
+
+
+def _checked(stages: tuple[Stage, ...], warm_up: str) -> tuple[Stage, ...]:
+    """The stages of a network that knows one objective beside `losses`."""
+    for stage in stages:
+        if stage.objective not in ("losses", warm_up):
+            raise ValueError(f"no objective '{stage.objective}' for this network")
+    return stages
 
 
 class Augmentation(_Section):
@@ -157,10 +166,8 @@ class ModelSection(_TrainingSection):
 
     @field_validator("stages")
     @classmethod
-    def _no_affine_stage(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        if any(stage.objective == "affine" for stage in stages):
-            raise ValueError("the objective 'affine' is for RCN")
-        return stages
+    def _known_objectives(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        return _checked(stages, "velocity")
 
     @field_validator("gain")
     @classmethod
@@ -222,11 +229,7 @@ class BaselineSection(_TrainingSection):
     def _known_objectives(
         cls, stages: tuple[Stage, ...], info: ValidationInfo
     ) -> tuple[Stage, ...]:
-        known = {"losses", "affine"} if info.data.get("network") == "rcn" else {"losses"}
-        for stage in stages:
-            if stage.objective not in known:
-                raise ValueError(f"no objective '{stage.objective}' for this network")
-        return stages
+        return _checked(stages, "affine" if info.data.get("network") == "rcn" else "displacement")
 
     @model_validator(mode="after")
     def _voxelmorph_is_told(self) -> BaselineSection:

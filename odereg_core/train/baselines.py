@@ -1,5 +1,6 @@
-"""Training of the learned baselines, unsupervised as their authors train them: similarity of the
-warped and the fixed image, plus regularity."""
+"""Training of the learned baselines, as their authors train them: similarity of the warped and the
+fixed image, plus regularity. Before it VoxelMorph may be taught the drawn motion itself, as our
+models are in their warm-up."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 from odereg_core.baselines.translate import translate
 from odereg_core.cohort import Cohort, contrast_pairs
 from odereg_core.grid import Grid
-from odereg_core.losses import regularity
+from odereg_core.losses import regularity, velocity_loss
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import Rcn, VoxelMorph
 from odereg_core.profiles import BASELINE_SCALES, BaselineSection, Profile, Stage
@@ -33,7 +34,7 @@ from odereg_core.train.loop import (
     step_generator,
     validation_pairs,
 )
-from odereg_core.transforms import BSpline, Rigid
+from odereg_core.transforms import BSpline, Dense, Rigid
 from odereg_core.warp import averaged, warp
 from odereg_core.weights import kind_of, load_model, save_model, weights_of
 
@@ -88,9 +89,9 @@ class BaselineTrainer:
     """One baseline's training; `train` runs it.
 
     The similarity is that of the working grid's images at every stage: averaged, they tell
-    alignment by a third as much, and interpolation alone then makes MI greater. Only the stage of
-    RCN's affine network makes do with its own scale's images, of an eighth of the voxels or fewer:
-    it has to see as many as our rigid model sees.
+    alignment by a third as much, and interpolation alone then makes MI greater. Only the warm-ups,
+    of RCN's affine network and to the drawn displacement, make do with their own scale's images, of
+    an eighth of the voxels or fewer: they have to see as many as our models see.
     """
 
     section: BaselineSection
@@ -133,22 +134,26 @@ class BaselineTrainer:
         self.schedule.set_rate(self.optimizer, number)
         rng = step_generator(section.seed, number)
         grid, similarity, couples = self.cohort.grid, self.similarity, self.couples
-        if stage.objective == "affine":
+        if stage.objective != "losses":
             grid, similarity = self.grids[stage.scales - 1], self.coarse_similarity
             if stage.scales not in self.coarse:
                 self.coarse[stage.scales] = couples.averaged(grid)
             couples = self.coarse[stage.scales]
         one, two = couples.draw(stage.batch, rng)
-        moving, fixed, _ = drawn_pair(
+        moving, fixed, drawn = drawn_pair(
             self.transform, section.motion, section.augment, grid, one, two, rng
         )
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with mixed_precision(self.device, section.precision):
             u, terms = self.found(moving, fixed, stage)
-        terms["similarity"] = similarity(warp(moving, u, grid), fixed).mean()
-        loss = terms["similarity"] + section.lambda_reg * terms["regularity"]
-        loss = loss + 0.1 * terms.get("affine", 0.0)
+        if stage.objective == "displacement":
+            inside = (fixed > 0).float()
+            loss = velocity_loss(u, drawn.displacement, Dense(), grid, inside, stage.floor_mm)
+        else:
+            terms["similarity"] = similarity(warp(moving, u, grid), fixed).mean()
+            loss = terms["similarity"] + section.lambda_reg * terms["regularity"]
+            loss = loss + 0.1 * terms.get("affine", 0.0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()

@@ -16,6 +16,7 @@ from odereg_core.msodenet import MSODENet
 from odereg_core.networks.disentangle import Disentangler
 from odereg_core.networks.regression import AffineRegression, Rcn, VoxelMorph, smoothed
 from odereg_core.profiles import load_profile
+from odereg_core.train.augment import drawn_pair
 from odereg_core.train.baselines import BaselineTrainer, affine_regularity, train
 from odereg_core.transforms import Rigid
 from odereg_core.warp import averaged, warp
@@ -304,6 +305,45 @@ def test_an_affine_stage_trains_the_affine_network_alone_at_its_scale(tiny_cohor
     assert seen[-1][0].shape == (1, 1, *trainer.grids[stage.scales - 1].shape)
 
 
+@pytest.mark.parametrize("translated", [0, 2])
+def test_a_displacement_stage_teaches_the_drawn_motion_at_its_scale(
+    translated, tiny_cohort, monkeypatch
+):
+    """The squared distance over the fixed brain relative to the motion's own, in NumPy."""
+    section = load_profile("smoke").baselines["vm"]
+    changes = {"objective": "displacement", "scales": 2, "batch": 3, "floor_mm": 2.0}
+    stage = section.stages[0].model_copy(update=changes)
+    section = section.model_copy(update={"stages": (stage,), "translated": translated})
+    translator = Disentangler(tiny_cohort.contrasts, width=4, blocks=1) if translated else None
+    trainer = BaselineTrainer(section, tiny_cohort, "cpu", translator)
+    pairs, found = [], []
+    forward = trainer.model.forward
+
+    def drawn(*arguments):
+        pairs.append(drawn_pair(*arguments))
+        return pairs[-1]
+
+    def answer(moving, fixed, grid):
+        assert grid == trainer.grids[1] and tuple(moving.shape[2:]) == grid.shape
+        found.append(forward(moving, fixed, grid))
+        return found[-1]
+
+    monkeypatch.setattr("odereg_core.train.baselines.drawn_pair", drawn)
+    monkeypatch.setattr(trainer.model, "forward", answer)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    terms = trainer.step(0)
+    (_, fixed, motion), shares = pairs[0], []
+    for image, true, u in zip(fixed, motion.displacement, found[0].detach(), strict=True):
+        brain = image[0].numpy() > 0
+        left, whole = (
+            np.square(np.moveaxis(v.numpy(), 0, -1)[brain]).sum(-1).mean() for v in (u - true, true)
+        )
+        shares.append(left / (whole + 4))
+    assert terms["loss"] == pytest.approx(np.mean(shares), rel=1e-4)
+    assert "similarity" not in terms
+    assert any(not torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+
+
 @pytest.mark.parametrize("scales", [1, 2, 3])
 @pytest.mark.parametrize("name", ["vm", "rcn"])
 def test_validation_is_the_mean_error_of_what_a_baseline_answers(
@@ -330,7 +370,14 @@ def test_validation_is_the_mean_error_of_what_a_baseline_answers(
 
 
 @pytest.mark.parametrize(
-    ("section", "objective"), [("baselines: {vm", "affine"), ("models: {rigid", "affine")]
+    ("section", "objective"),
+    [
+        ("baselines: {vm", "affine"),
+        ("baselines: {vm", "velocity"),
+        ("baselines: {rcn", "displacement"),
+        ("models: {rigid", "affine"),
+        ("models: {rigid", "displacement"),
+    ],
 )
 def test_a_stage_of_another_network_is_refused(tmp_path, section, objective):
     stages = f"{{stages: [{{objective: {objective}, scales: 1, steps: 1, batch: 1, lr: 1.0e-3}}]}}"
