@@ -155,15 +155,15 @@ def train(
             f"the profile '{settings.name}' describes no model '{model}'; it has: "
             + ", ".join(known)
         )
-    if devices > 1 and model not in settings.models:
-        raise InputError(f"'{model}' trains on one device; rigid, bspline and dense on several")
+    if devices > 1 and model in settings.encoders:
+        raise InputError(f"'{model}' trains on one device; all but encoders on several")
     command = f"odereg train {model} --profile {profile}"
     chosen, team = assemble(choose_device(device), devices)
     common = (model, settings, Cohort(cohort), out, chosen, command)
     if model in settings.encoders:
         weights = gan.train(*common, init)
     elif model in settings.baselines:
-        weights = baselines.train(*common, encoder, init)
+        weights = baselines.train(*common, encoder, init, team)
     else:
         weights = registration.train(*common, encoder, init, team)
     print(f"weights: {weights}")

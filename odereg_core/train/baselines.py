@@ -5,7 +5,7 @@ models are in their warm-up."""
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ from odereg_core.train.loop import (
     step_generator,
     validation_pairs,
 )
+from odereg_core.train.team import Team
 from odereg_core.transforms import BSpline, Dense, Rigid
 from odereg_core.warp import averaged, warp
 from odereg_core.weights import kind_of, load_model, save_model, weights_of
@@ -99,6 +100,7 @@ class BaselineTrainer:
     device: str
     translator: Disentangler | None = None
     init: Path | None = None
+    team: Team = field(default_factory=Team)
 
     def __post_init__(self) -> None:
         section, cohort = self.section, self.cohort
@@ -143,18 +145,21 @@ class BaselineTrainer:
         moving, fixed, drawn = drawn_pair(
             self.transform, section.motion, section.augment, grid, one, two, rng
         )
+        mine = self.team.share(stage.batch).to(self.device)
+        moving, fixed, truth = (x[mine] for x in (moving, fixed, drawn.displacement))
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with mixed_precision(self.device, section.precision):
             u, terms = self.found(moving, fixed, stage)
         if stage.objective == "displacement":
             inside = (fixed > 0).float()
-            loss = velocity_loss(u, drawn.displacement, Dense(), grid, inside, stage.floor_mm)
+            loss = velocity_loss(u, truth, Dense(), grid, inside, stage.floor_mm)
         else:
             terms["similarity"] = similarity(warp(moving, u, grid), fixed).mean()
             loss = terms["similarity"] + section.lambda_reg * terms["regularity"]
             loss = loss + 0.1 * terms.get("affine", 0.0)
         loss.backward()
+        self.team.average(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         return {"loss": float(loss.detach())} | {k: float(v.detach()) for k, v in terms.items()}
@@ -214,23 +219,26 @@ def train(
     command: str = "",
     encoder: Path | None = None,
     init: Path | None = None,
+    team: Team | None = None,
 ) -> Path:
     """Train the baseline `name` of a profile: `<name>.safetensors`, its `.json` and `.log.csv` in
     `out`.
 
     A baseline on translated images takes `encoder`, or `encoder.safetensors` in `out`; one that
     starts from another's weights takes `init`, or that one's in `out`, with their `.json` beside
-    them: what they saw counts among the samples. Goes on from `<name>.checkpoint.safetensors` where
-    there is one. Returns the weights file.
+    them: what they saw counts among the samples. `team`: the processes that train together. Goes on
+    from `<name>.checkpoint.safetensors` where there is one. Returns the weights file.
     """
     check(cohort, profile)
-    section = profile.baselines[name]
+    section, team = profile.baselines[name], team or Team()
+    for stage in section.stages:
+        team.share(stage.batch)
     encoder = (encoder or weights_of(out, "encoder")) if section.translated else None
     translator = encoder and load_model(encoder, device, Disentangler)
     if section.start:
         init = init or weights_of(out, section.start)
     before = record_of(init)
-    trainer = BaselineTrainer(section, cohort, device, translator, init)
+    trainer = BaselineTrainer(section, cohort, device, translator, init, team)
     facts = origin(command, profile, section, cohort, device, init=init, encoder=encoder)
     fitted = fit(
         name,
@@ -244,8 +252,17 @@ def train(
         of=identity(facts),
         anew=trainer.schedule.anew,
         title=f"{name} ({profile.name})",
+        leads=team.leads,
     )
+    if not team.leads:
+        return fitted.weights
     save_model(fitted.weights, trainer.model)
-    samples = trainer.schedule.samples
-    fitted.write_record(facts, samples, device, before, validation_rmse_phi_mm=fitted.best)
+    fitted.write_record(
+        facts,
+        trainer.schedule.samples,
+        device,
+        before,
+        processes=team.size,
+        validation_rmse_phi_mm=fitted.best,
+    )
     return fitted.weights

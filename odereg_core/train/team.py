@@ -21,9 +21,10 @@ class Team:
     """The processes of a training; without a Fabric, this one alone.
 
     Every process draws the whole batch from the step's own generator, so a step means the same for
-    any number of them. Its gradient is the single process's for the warm-up, and for the losses of
-    a rigid map with solvers of fixed steps; the losses of a deformation weigh by each process's
-    own foreground, and content codes are compared where its own images have one.
+    any number of them. Its gradient is the single process's for the warm-ups, and for the losses
+    of a rigid map with solvers of fixed steps; the losses of a deformation weigh by each process's
+    own foreground, content codes are compared where its own images have one, and VoxelMorph's cells
+    lie as its own heads do.
     """
 
     fabric: Fabric | None = None
