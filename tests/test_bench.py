@@ -152,6 +152,15 @@ def test_arithmetic_moves_a_map_by_as_much_as_its_width(
     assert (table.worst_rms_mm >= table.median_rms_mm).all()
 
 
+@pytest.mark.parametrize(("capability", "left_out"), [("AVX512", []), ("AVX2", ["AVX-512"])])
+def test_a_cpu_is_compared_without_instructions_only_where_it_has_them(
+    monkeypatch, capability, left_out
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    missing = arithmetic.CASES.keys() - arithmetic.possible().keys()
+    assert list(missing) == [f"without {name}" for name in left_out]
+
+
 def test_maps_are_compared_by_distances():
     one = torch.tensor([[0.0, 3.0], [0.0, 4.0], [0.0, 0.0]])
     assert arithmetic.apart(one, torch.zeros(3, 2)) == pytest.approx((12.5**0.5, 5.0))

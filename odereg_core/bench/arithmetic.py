@@ -58,6 +58,13 @@ CASES = {
 }
 
 
+def possible() -> dict[str, Case]:
+    """The cases that this CPU can tell apart: without AVX-512 only where it has that. (bfloat16 it
+    can imitate, if slowly.)"""
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return {name: case for name, case in CASES.items() if wide or case.environment != NARROW}
+
+
 def maps(folder: Path, count: int, case: Case, seed: int = 7) -> dict[str, list[Tensor]]:
     """By model, u in mm at the brain's voxels, (3, N), of `count` test pairs of its task."""
     torch.set_num_threads(case.threads)
@@ -90,13 +97,13 @@ def apart(one: Float[Tensor, "3 n"], two: Float[Tensor, "3 n"]) -> tuple[float, 
 
 
 def arithmetic(folder: Path, count: int) -> pd.DataFrame:
-    """A line for each case but the first and each model: how far its maps lie from the first
-    case's, in mm. The root mean square is of the middle pair and of the worst, `largest_mm` of
-    all voxels of all pairs."""
-    first, *cases = CASES
-    plain, lines = elsewhere(CASES[first], maps, folder, count, CASES[first]), []
-    for name in tqdm(cases, desc="cases", unit="case"):
-        for model, found in elsewhere(CASES[name], maps, folder, count, CASES[name]).items():
+    """A line for each possible case but the first and each model: how far its maps lie from the
+    first case's, in mm. The root mean square is of the middle pair and of the worst, `largest_mm`
+    of all voxels of all pairs."""
+    (_, first), *others = possible().items()
+    plain, lines = elsewhere(first, maps, folder, count, first), []
+    for name, case in tqdm(others, desc="cases", unit="case"):
+        for model, found in elsewhere(case, maps, folder, count, case).items():
             pairs = [apart(*each) for each in zip(found, plain[model], strict=True)]
             of_pair, largest = (pd.Series(column) for column in zip(*pairs, strict=True))
             lines.append([name, model, of_pair.median(), of_pair.max(), largest.max()])
@@ -116,6 +123,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     table = arithmetic(options.cohort, options.pairs)
     print(table.to_string(index=False, float_format=lambda v: f"{v:.2g}"))
+    for name in CASES.keys() - possible().keys():
+        print(f"{name}: left out, this CPU has none")
     print(f"torch {torch.__version__}, {device_name('cpu')}")
     return 0
 
